@@ -1,0 +1,115 @@
+//! The truth: what every vector kernel must equal. Safe code, eight bytes at a time.
+
+use super::Kernels;
+use super::MaskKey;
+use super::Utf8State;
+
+pub(super) const KERNELS: Kernels = Kernels {
+    name: "scalar",
+    unmask,
+    validate,
+    unmask_validate,
+};
+
+pub(super) fn unmask(bytes: &mut [u8], key: MaskKey) {
+    let wide = u64::from(key.0) | u64::from(key.0) << 32;
+    let (words, tail) = bytes.as_chunks_mut::<8>();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+    }
+    for (byte, mask) in tail.iter_mut().zip(wide.to_ne_bytes()) {
+        *byte ^= mask;
+    }
+}
+
+fn validate(bytes: &[u8], state: Utf8State) -> Result<Utf8State, usize> {
+    match first_bad(bytes, state) {
+        Some(offset) => Err(offset + 1),
+        None => state.advance(bytes),
+    }
+}
+
+fn unmask_validate(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Result<Utf8State, usize> {
+    unmask(bytes, key);
+    validate(bytes, state)
+}
+
+/// Index of the first byte that cannot stand where it stands.
+pub(super) fn first_bad(bytes: &[u8], state: Utf8State) -> Option<usize> {
+    let mut rest = Sequence::after(state);
+    let mut index = 0;
+    while index < bytes.len() {
+        if rest.missing == 0 {
+            index += ascii_prefix(&bytes[index..]);
+            let Some(&lead) = bytes.get(index) else {
+                return None;
+            };
+            match Sequence::of(lead) {
+                Some(sequence) => rest = sequence,
+                None => return Some(index),
+            }
+        } else if !rest.take(bytes[index]) {
+            return Some(index);
+        }
+        index += 1;
+    }
+    None
+}
+
+/// What may follow: RFC 3629 §4, the table of well-formed sequences.
+#[derive(Clone, Copy)]
+struct Sequence {
+    /// Continuation bytes that are missing.
+    missing: u8,
+    /// The next byte lies in `low..=high`.
+    low: u8,
+    high: u8,
+}
+
+impl Sequence {
+    /// What follows `lead`, which is not ASCII.
+    fn of(lead: u8) -> Option<Self> {
+        let (missing, low, high) = match lead {
+            0xC2..=0xDF => (1, 0x80, 0xBF),
+            0xE0 => (2, 0xA0, 0xBF),
+            0xED => (2, 0x80, 0x9F),
+            0xE1..=0xEF => (2, 0x80, 0xBF),
+            0xF0 => (3, 0x90, 0xBF),
+            0xF1..=0xF3 => (3, 0x80, 0xBF),
+            0xF4 => (3, 0x80, 0x8F),
+            _ => return None,
+        };
+        Some(Self { missing, low, high })
+    }
+
+    /// What follows the pending bytes, which are the start of a valid sequence.
+    fn after(state: Utf8State) -> Self {
+        let pending = state.pending.to_be_bytes();
+        let mut bytes = pending.into_iter().skip_while(|&byte| byte == 0);
+        let mut sequence = bytes.next().and_then(Self::of).unwrap_or(Self {
+            missing: 0,
+            low: 0,
+            high: 0,
+        });
+        for byte in bytes {
+            sequence.take(byte);
+        }
+        sequence
+    }
+
+    fn take(&mut self, byte: u8) -> bool {
+        let fits = (self.low..=self.high).contains(&byte);
+        (self.missing, self.low, self.high) = (self.missing - 1, 0x80, 0xBF);
+        fits
+    }
+}
+
+fn ascii_prefix(bytes: &[u8]) -> usize {
+    let (words, _) = bytes.as_chunks::<8>();
+    let ascii = |word: &&[u8; 8]| u64::from_ne_bytes(**word) & 0x8080_8080_8080_8080 == 0;
+    let mut len = 8 * words.iter().take_while(ascii).count();
+    while bytes.get(len).is_some_and(u8::is_ascii) {
+        len += 1;
+    }
+    len
+}
