@@ -144,6 +144,33 @@ pub fn unmask_validate(
     Kernels::best().unmask_validate(bytes, key, state)
 }
 
+/// XORs a whole text with the key and checks it.
+///
+/// # Errors
+/// The first byte that cannot be part of a UTF-8 text; the length, if the text ends inside a
+/// character.
+#[inline]
+pub fn unmask_text(bytes: &mut [u8], key: MaskKey) -> Result<&str, Utf8Error> {
+    let state = unmask_validate(bytes, key, Utf8State::default())?;
+    if !state.is_complete() {
+        let offset = bytes.len();
+        return Err(Utf8Error { offset });
+    }
+    // SAFETY: `unmask_validate` has found no error in these bytes from a character boundary
+    // on, and they end at one.
+    Ok(unsafe { core::str::from_utf8_unchecked(bytes) })
+}
+
+/// The bytes as text, if they are UTF-8.
+pub fn to_str(bytes: &[u8]) -> Option<&str> {
+    let state = validate(bytes, Utf8State::default()).ok()?;
+    // SAFETY: `validate` has found no error in these bytes from a character boundary on, and
+    // they end at one.
+    state
+        .is_complete()
+        .then(|| unsafe { core::str::from_utf8_unchecked(bytes) })
+}
+
 /// One instruction set's kernels.
 #[derive(Clone, Copy)]
 pub struct Kernels {

@@ -41,9 +41,7 @@ pub(super) fn first_bad(bytes: &[u8], state: Utf8State) -> Option<usize> {
     while index < bytes.len() {
         if rest.missing == 0 {
             index += ascii_prefix(&bytes[index..]);
-            let Some(&lead) = bytes.get(index) else {
-                return None;
-            };
+            let &lead = bytes.get(index)?;
             match Sequence::of(lead) {
                 Some(sequence) => rest = sequence,
                 None => return Some(index),

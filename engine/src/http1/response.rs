@@ -1,0 +1,211 @@
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+
+use super::is_header_value;
+use super::is_token;
+
+/// A plain HTTP answer, with a body from memory. The connection closes behind it.
+///
+/// ```
+/// use sockeye::Response;
+/// let page = Response::new(200).body("text/html; charset=utf-8", "<!doctype html>…");
+/// ```
+#[derive(Clone, Debug)]
+pub struct Response {
+    status: u16,
+    /// Header lines, each with its line end; checked when they were added.
+    headers: String,
+    body: Bytes,
+}
+
+/// A header name that is no token, or a value with bytes that no value may hold: CR, LF, NUL
+/// and other control characters (RFC 9110 §5.5), and bytes outside ASCII.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid HTTP header")]
+pub struct InvalidHeader;
+
+impl Response {
+    /// An answer with this status (100 to 599, others become 500), without a body.
+    pub fn new(status: u16) -> Self {
+        Self {
+            status: if (100..600).contains(&status) {
+                status
+            } else {
+                500
+            },
+            headers: String::new(),
+            body: Bytes::new(),
+        }
+    }
+
+    /// A short text for a person: the status and its name.
+    pub fn text(status: u16) -> Self {
+        let phrase = reason_phrase(status);
+        Self::new(status).body("text/plain", alloc::format!("{status} {phrase}\n"))
+    }
+
+    /// Sets the body. A content type that is no valid header value is left out.
+    #[must_use]
+    pub fn body(self, content_type: &str, body: impl Into<Bytes>) -> Self {
+        let mut response = self;
+        response.body = body.into();
+        response
+            .clone()
+            .header("Content-Type", content_type)
+            .unwrap_or(response)
+    }
+
+    /// Adds a header. `Content-Length` and `Connection` are written by the engine.
+    ///
+    /// # Errors
+    /// [`InvalidHeader`], so that no value can add a line of its own.
+    pub fn header(mut self, name: &str, value: &str) -> Result<Self, InvalidHeader> {
+        push_header(&mut self.headers, name, value)?;
+        Ok(self)
+    }
+
+    /// The status code.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The body.
+    pub fn body_bytes(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// Appends the head to `output`.
+    pub(crate) fn write_head(&self, output: &mut Vec<u8>) {
+        let phrase = reason_phrase(self.status);
+        let head = alloc::format!(
+            "HTTP/1.1 {} {phrase}\r\n{}Content-Length: {}\r\nConnection: close\r\n\r\n",
+            self.status,
+            self.headers,
+            self.body.len(),
+        );
+        output.extend_from_slice(head.as_bytes());
+    }
+}
+
+/// Appends a header line, if it can be one line.
+pub(crate) fn push_header(
+    lines: &mut String,
+    name: &str,
+    value: &str,
+) -> Result<(), InvalidHeader> {
+    if !is_token(name.as_bytes()) || !is_header_value(value.as_bytes()) {
+        return Err(InvalidHeader);
+    }
+    lines.push_str(name);
+    lines.push_str(": ");
+    lines.push_str(value);
+    lines.push_str("\r\n");
+    Ok(())
+}
+
+/// The name of a status code (RFC 9110 §15, RFC 6585); empty where it has none here.
+pub fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        101 => "Switching Protocols",
+        200 => "OK",
+        204 => "No Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}
+
+/// A response head, as a client receives it.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseHead<'a> {
+    /// The status code.
+    pub status: u16,
+    headers: &'a [httparse::Header<'a>],
+}
+
+impl<'a> ResponseHead<'a> {
+    /// Parses a whole head; `None` if it is malformed or has more headers than `storage`.
+    pub fn parse(head: &'a [u8], storage: &'a mut [httparse::Header<'a>]) -> Option<Self> {
+        let mut parsed = httparse::Response::new(storage);
+        match parsed.parse(head) {
+            Ok(httparse::Status::Complete(_)) => Some(Self {
+                status: parsed.code?,
+                headers: parsed.headers,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The values of every header of this name, without case.
+    pub fn header_values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| header.value)
+    }
+
+    /// The value of the header of this name, if there is exactly one.
+    pub fn only_header(&self, name: &str) -> Option<&'a [u8]> {
+        let mut values = self.header_values(name);
+        let only = values.next();
+        if values.next().is_some() { None } else { only }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_is_written_with_length_and_close() {
+        let response = Response::new(404)
+            .header("X-A", "b")
+            .expect("valid")
+            .body("text/plain", "gone");
+        let mut head = Vec::new();
+        response.write_head(&mut head);
+        assert_eq!(
+            String::from_utf8(head).expect("ASCII"),
+            "HTTP/1.1 404 Not Found\r\nX-A: b\r\nContent-Type: text/plain\r\n\
+             Content-Length: 4\r\nConnection: close\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn split_is_impossible_to_emit() {
+        for value in ["a\r\nSet-Cookie: b", "a\nb", "a\rb", "a\0b", "a\u{7f}", "é"] {
+            assert_eq!(
+                Response::new(200).header("X", value).err(),
+                Some(InvalidHeader),
+                "{value:?}"
+            );
+            let mut head = Vec::new();
+            Response::new(200).body(value, "").write_head(&mut head);
+            assert!(!String::from_utf8_lossy(&head).contains("Content-Type"));
+        }
+        for name in ["", "a b", "a:", "a\r\n", "é"] {
+            assert_eq!(
+                Response::new(200).header(name, "v").err(),
+                Some(InvalidHeader)
+            );
+        }
+    }
+}

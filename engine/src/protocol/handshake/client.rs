@@ -1,0 +1,135 @@
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use base64::Engine;
+
+use crate::http1::InvalidHeader;
+use crate::http1::ResponseHead;
+use crate::http1::list_items;
+use crate::http1::push_header;
+
+use super::BASE64;
+use super::accept_key;
+
+/// A client's request for a WebSocket (RFC 6455 §4.1).
+#[derive(Clone, Debug, Default)]
+pub struct ClientRequest<'a> {
+    /// `Host`: the authority, with its port unless that is the default.
+    pub host: &'a str,
+    /// The request target: path and query.
+    pub target: &'a str,
+    /// 16 bytes from a random source, new for each connection.
+    pub nonce: [u8; 16],
+    /// `Origin`, which browsers send.
+    pub origin: Option<&'a str>,
+    /// Offered subprotocols, the preferred one first.
+    pub subprotocols: &'a [&'a str],
+    /// The value of `Sec-WebSocket-Extensions`.
+    pub extensions: Option<&'a str>,
+    /// Further headers.
+    pub headers: &'a [(&'a str, &'a str)],
+}
+
+/// Why an answer is no upgrade (RFC 6455 §4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResponseError {
+    /// `Sec-WebSocket-Accept` is not that of the key.
+    #[error("wrong Sec-WebSocket-Accept")]
+    AcceptKey,
+    /// No `Connection: Upgrade`.
+    #[error("no Connection: Upgrade")]
+    Connection,
+    /// An extension that was not offered.
+    #[error("extension that was not offered")]
+    Extensions,
+    /// Any status but 101.
+    #[error("status {0}")]
+    Status(u16),
+    /// A subprotocol that was not offered.
+    #[error("subprotocol that was not offered")]
+    Subprotocol,
+    /// `Upgrade` is not `websocket`.
+    #[error("no Upgrade: websocket")]
+    Upgrade,
+}
+
+impl ClientRequest<'_> {
+    /// The value of `Sec-WebSocket-Key`.
+    pub fn key(&self) -> String {
+        BASE64.encode(self.nonce)
+    }
+
+    /// Appends the head to `output`.
+    ///
+    /// # Errors
+    /// [`InvalidHeader`] if any part cannot stand in its line; nothing is written then.
+    pub fn write(&self, output: &mut Vec<u8>) -> Result<(), InvalidHeader> {
+        let target_is_valid = |&byte: &u8| byte.is_ascii_graphic();
+        if self.target.is_empty() || !self.target.as_bytes().iter().all(target_is_valid) {
+            return Err(InvalidHeader);
+        }
+        let mut head = alloc::format!("GET {} HTTP/1.1\r\n", self.target);
+        push_header(&mut head, "Host", self.host)?;
+        push_header(&mut head, "Upgrade", "websocket")?;
+        push_header(&mut head, "Connection", "Upgrade")?;
+        push_header(&mut head, "Sec-WebSocket-Key", &self.key())?;
+        push_header(&mut head, "Sec-WebSocket-Version", "13")?;
+        if let Some(origin) = self.origin {
+            push_header(&mut head, "Origin", origin)?;
+        }
+        if !self.subprotocols.is_empty() {
+            let offered = self.subprotocols.join(", ");
+            push_header(&mut head, "Sec-WebSocket-Protocol", &offered)?;
+        }
+        if let Some(extensions) = self.extensions {
+            push_header(&mut head, "Sec-WebSocket-Extensions", extensions)?;
+        }
+        for (name, value) in self.headers {
+            push_header(&mut head, name, value)?;
+        }
+        head.push_str("\r\n");
+        output.extend_from_slice(head.as_bytes());
+        Ok(())
+    }
+}
+
+/// Checks the answer to `request`; gives the subprotocol that the server chose.
+///
+/// # Errors
+/// The first rule of RFC 6455 §4.1 that the answer breaks.
+pub fn check_response<'a>(
+    head: &ResponseHead<'a>,
+    request: &ClientRequest<'_>,
+) -> Result<Option<&'a str>, ResponseError> {
+    if head.status != 101 {
+        return Err(ResponseError::Status(head.status));
+    }
+    let upgrade = head.only_header("Upgrade").unwrap_or_default();
+    if !upgrade.eq_ignore_ascii_case(b"websocket") {
+        return Err(ResponseError::Upgrade);
+    }
+    let mut connection = head.header_values("Connection").flat_map(list_items);
+    if !connection.any(|item| item.eq_ignore_ascii_case(b"upgrade")) {
+        return Err(ResponseError::Connection);
+    }
+    let want = accept_key(request.key().as_bytes());
+    if head.only_header("Sec-WebSocket-Accept") != Some(&want[..]) {
+        return Err(ResponseError::AcceptKey);
+    }
+    if request.extensions.is_none() {
+        let mut extensions = head.header_values("Sec-WebSocket-Extensions");
+        if extensions.next().is_some() {
+            return Err(ResponseError::Extensions);
+        }
+    }
+    let mut chosen = head.header_values("Sec-WebSocket-Protocol");
+    match (chosen.next(), chosen.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => match str::from_utf8(value) {
+            Ok(name) if request.subprotocols.contains(&name) => Ok(Some(name)),
+            _ => Err(ResponseError::Subprotocol),
+        },
+        _ => Err(ResponseError::Subprotocol),
+    }
+}

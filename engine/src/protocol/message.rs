@@ -1,0 +1,120 @@
+use crate::simd;
+
+use super::Opcode;
+
+/// A message: text or binary (RFC 6455 §5.6).
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    payload: Payload<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Payload<'a> {
+    Text(&'a str),
+    /// Text that was found to be UTF-8 piece by piece.
+    CheckedText(&'a [u8]),
+    Binary(&'a [u8]),
+}
+
+impl<'a> Message<'a> {
+    /// A text message.
+    #[inline]
+    pub fn text(text: &'a str) -> Self {
+        Self {
+            payload: Payload::Text(text),
+        }
+    }
+
+    /// A binary message.
+    #[inline]
+    pub fn binary(bytes: &'a [u8]) -> Self {
+        Self {
+            payload: Payload::Binary(bytes),
+        }
+    }
+
+    /// A message put together from the chunks of a [`Decoder`](super::Decoder), which has
+    /// checked them.
+    #[inline]
+    pub fn checked(text: bool, payload: &'a [u8]) -> Self {
+        Self {
+            payload: if text {
+                Payload::CheckedText(payload)
+            } else {
+                Payload::Binary(payload)
+            },
+        }
+    }
+
+    /// The bytes: UTF-8 if the message is text.
+    #[inline]
+    pub fn payload(&self) -> &'a [u8] {
+        match self.payload {
+            Payload::Text(text) => text.as_bytes(),
+            Payload::CheckedText(bytes) | Payload::Binary(bytes) => bytes,
+        }
+    }
+
+    /// The text of a text message, `None` if the message is binary. Free where the message
+    /// arrived in one piece; a message that was assembled from pieces is checked once more.
+    #[inline]
+    pub fn as_str(&self) -> Option<&'a str> {
+        match self.payload {
+            Payload::Text(text) => Some(text),
+            Payload::CheckedText(bytes) => simd::to_str(bytes),
+            Payload::Binary(_) => None,
+        }
+    }
+
+    /// Whether the message is text.
+    #[inline]
+    pub fn is_text(&self) -> bool {
+        !matches!(self.payload, Payload::Binary(_))
+    }
+
+    /// [`Opcode::Text`] or [`Opcode::Binary`].
+    #[inline]
+    pub fn opcode(&self) -> Opcode {
+        if self.is_text() {
+            Opcode::Text
+        } else {
+            Opcode::Binary
+        }
+    }
+}
+
+impl<'a> From<&'a str> for Message<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::text(text)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Message<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self::binary(bytes)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [u8; N]> for Message<'a> {
+    fn from(bytes: &'a [u8; N]) -> Self {
+        Self::binary(bytes)
+    }
+}
+
+impl<'a> From<&'a alloc::string::String> for Message<'a> {
+    fn from(text: &'a alloc::string::String) -> Self {
+        Self::text(text)
+    }
+}
+
+impl<'a> From<&'a alloc::vec::Vec<u8>> for Message<'a> {
+    fn from(bytes: &'a alloc::vec::Vec<u8>) -> Self {
+        Self::binary(bytes)
+    }
+}
+
+impl<'a> From<&'a bytes::Bytes> for Message<'a> {
+    fn from(bytes: &'a bytes::Bytes) -> Self {
+        Self::binary(bytes)
+    }
+}
