@@ -1,0 +1,13 @@
+#![forbid(unsafe_code)]
+//! Memory that connections hold only while they need it.
+//!
+//! An idle connection owns no buffer. [`Pool`] keeps what a thread's connections give back, up
+//! to a cap; [`SendQueue`] is what waits for the kernel to take it.
+//!
+//! **Invariant:** what a pool hands out is empty.
+
+mod pool;
+mod send_queue;
+
+pub use pool::Pool;
+pub use send_queue::SendQueue;

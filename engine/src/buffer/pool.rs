@@ -1,0 +1,84 @@
+use super::SendQueue;
+
+/// The largest buffer that is kept.
+const CAPACITY_MAX: usize = 128 * 1024;
+
+/// The most bytes that are kept, of all buffers together.
+const RETAINED_MAX: usize = 4 * 1024 * 1024;
+
+/// What a new buffer holds before it has to grow.
+const CAPACITY_MIN: usize = 4 * 1024;
+
+/// One thread's free buffers, the last one given back on top: it is still in the cache.
+#[derive(Debug, Default)]
+pub struct Pool {
+    buffers: Vec<Vec<u8>>,
+    /// Boxed because connections hold them boxed: the boxes are what is kept.
+    #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
+    queues: Vec<Box<SendQueue>>,
+    retained: usize,
+}
+
+impl Pool {
+    /// An empty buffer.
+    #[inline]
+    pub fn take(&mut self) -> Vec<u8> {
+        match self.buffers.pop() {
+            Some(buffer) => {
+                self.retained -= buffer.capacity();
+                buffer
+            }
+            None => Vec::with_capacity(CAPACITY_MIN),
+        }
+    }
+
+    /// Takes a buffer back.
+    #[inline]
+    pub fn put(&mut self, mut buffer: Vec<u8>) {
+        let capacity = buffer.capacity();
+        if capacity == 0 || capacity > CAPACITY_MAX || self.retained + capacity > RETAINED_MAX {
+            return;
+        }
+        buffer.clear();
+        self.retained += capacity;
+        self.buffers.push(buffer);
+    }
+
+    /// An empty queue.
+    #[inline]
+    pub fn take_queue(&mut self) -> Box<SendQueue> {
+        self.queues.pop().unwrap_or_default()
+    }
+
+    /// Takes an empty queue back.
+    #[inline]
+    pub fn put_queue(&mut self, queue: Box<SendQueue>) {
+        assert!(queue.is_empty(), "a queue in use was given back");
+        // As many as there can be smallest buffers: a queue in use holds at least one.
+        if self.queues.len() < RETAINED_MAX / CAPACITY_MIN {
+            self.queues.push(queue);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pool_hands_out_empty_buffers_and_keeps_no_more_than_its_cap() {
+        let mut pool = Pool::default();
+        let mut buffer = pool.take();
+        buffer.extend_from_slice(b"secret");
+        pool.put(buffer);
+        assert!(pool.take().is_empty());
+
+        for _ in 0..10_000 {
+            pool.put(Vec::with_capacity(CAPACITY_MIN));
+            pool.put(Vec::with_capacity(CAPACITY_MAX + 1));
+            pool.put_queue(Box::default());
+        }
+        assert!(pool.retained <= RETAINED_MAX);
+        assert!(pool.queues.len() <= RETAINED_MAX / CAPACITY_MIN);
+    }
+}

@@ -1,0 +1,158 @@
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::Bytes;
+
+use super::Pool;
+
+/// Shared bytes up to this length are copied instead: cheaper than a segment of their own.
+const SHARED_LEN_MIN: usize = 512;
+
+/// A segment of copied bytes is begun anew from this length on.
+const SEGMENT_LEN: usize = 64 * 1024;
+
+/// Output that waits for the kernel, in order.
+///
+/// ```text
+///  segments:  [ copied ........ ][ shared ][ copied .... ]
+///                  ^ sent                              ^ push appends
+/// ```
+#[derive(Debug, Default)]
+pub struct SendQueue {
+    segments: VecDeque<Segment>,
+    /// Bytes of the first segment that the kernel has taken.
+    /// Invariant: less than its length.
+    sent: usize,
+    /// Bytes waiting, of all segments.
+    len: usize,
+}
+
+#[derive(Debug)]
+enum Segment {
+    Copied(Vec<u8>),
+    Shared(Bytes),
+}
+
+impl Segment {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Copied(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl SendQueue {
+    /// Bytes waiting.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends a copy of both parts.
+    #[inline]
+    pub fn push(&mut self, front: &[u8], back: &[u8], pool: &mut Pool) {
+        let len = front.len() + back.len();
+        if len == 0 {
+            return;
+        }
+        // A queue that is never quite empty must not keep what has long been sent.
+        let has_room =
+            |segment: &Segment| matches!(segment, Segment::Copied(b) if b.len() < SEGMENT_LEN);
+        if !self.segments.back().is_some_and(has_room) {
+            self.segments.push_back(Segment::Copied(pool.take()));
+        }
+        if let Some(Segment::Copied(bytes)) = self.segments.back_mut() {
+            bytes.reserve(len);
+            bytes.extend_from_slice(front);
+            bytes.extend_from_slice(back);
+        }
+        self.len += len;
+    }
+
+    /// Appends bytes that others hold as well.
+    pub fn push_shared(&mut self, bytes: Bytes, pool: &mut Pool) {
+        if bytes.len() < SHARED_LEN_MIN {
+            return self.push(&bytes, &[], pool);
+        }
+        self.len += bytes.len();
+        self.segments.push_back(Segment::Shared(bytes));
+    }
+
+    /// What waits, from the front, in as many pieces as there are.
+    #[inline]
+    pub fn slices(&self) -> impl Iterator<Item = IoSlice<'_>> {
+        let mut sent = self.sent;
+        self.segments.iter().map(move |segment| {
+            let bytes = &segment.as_bytes()[sent..];
+            sent = 0;
+            IoSlice::new(bytes)
+        })
+    }
+
+    /// The kernel has taken `len` bytes off the front.
+    #[inline]
+    pub fn consume(&mut self, len: usize, pool: &mut Pool) {
+        assert!(len <= self.len, "the kernel took more than there was");
+        self.len -= len;
+        self.sent += len;
+        while let Some(segment) = self.segments.front() {
+            let segment_len = segment.as_bytes().len();
+            if self.sent < segment_len {
+                return;
+            }
+            self.sent -= segment_len;
+            if let Some(Segment::Copied(bytes)) = self.segments.pop_front() {
+                pool.put(bytes);
+            }
+        }
+        debug_assert_eq!((self.len, self.sent), (0, 0));
+    }
+
+    /// Gives everything up.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        self.consume(self.len, pool);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(queue: &SendQueue) -> Vec<u8> {
+        queue.slices().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    #[test]
+    fn queue_gives_its_bytes_in_order_however_they_are_taken() {
+        for step in 1..40 {
+            let mut pool = Pool::default();
+            let mut queue = SendQueue::default();
+            let mut want = Vec::new();
+            for round in 0..20_u8 {
+                queue.push(&[round], b"small", &mut pool);
+                let large = vec![round; SHARED_LEN_MIN + usize::from(round)];
+                want.extend_from_slice(&[round]);
+                want.extend_from_slice(b"small");
+                want.extend_from_slice(&large);
+                queue.push_shared(Bytes::from(large), &mut pool);
+                queue.push_shared(Bytes::from_static(b"tiny"), &mut pool);
+                want.extend_from_slice(b"tiny");
+            }
+            while !queue.is_empty() {
+                assert_eq!(queue.len(), want.len());
+                assert_eq!(content(&queue), want);
+                let len = (step * step).min(queue.len());
+                queue.consume(len, &mut pool);
+                want.drain(..len);
+            }
+            assert_eq!(content(&queue), b"");
+        }
+    }
+}
