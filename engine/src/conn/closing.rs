@@ -1,0 +1,227 @@
+//! Every way in which a connection ends.
+
+use std::io;
+use std::mem;
+
+use crate::http1::Response;
+use crate::protocol::CloseCode;
+use crate::protocol::CloseFrame;
+use crate::protocol::Opcode;
+use crate::protocol::ProtocolError;
+
+use super::CloseCause;
+use super::Closed;
+use super::Conn;
+use super::Env;
+use super::Initiator;
+use super::Output;
+use super::Phase;
+use super::Sink;
+use super::Timeout;
+
+impl<D> Conn<D> {
+    /// The peer broke a rule: what was answered goes out, then the rule's close code.
+    pub(super) fn fail(&mut self, error: ProtocolError, env: &mut Env, sink: &mut impl Sink<D>) {
+        if self.state.phase == Phase::CloseSent {
+            // RFC 6455 §5.5.1: nothing is sent behind a Close frame, not even another.
+            return self.finish_close_sent(false, env, sink);
+        }
+        let reason = error.to_string();
+        let frame = CloseFrame::new(error.close_code(), &reason);
+        self.state.push_close(&frame, env);
+        self.finish(
+            CloseCause::Failed(error),
+            Initiator::Local,
+            false,
+            env,
+            sink,
+        );
+    }
+
+    /// The peer's Close frame.
+    pub(super) fn receive_close(
+        &mut self,
+        close: &CloseFrame<'_>,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        if self.state.phase == Phase::CloseSent {
+            return self.finish_close_sent(true, env, sink);
+        }
+        // RFC 6455 §5.5.1: the answer typically echoes the code.
+        let answer = CloseFrame {
+            code: close.code,
+            reason: "",
+        };
+        self.state.push_close(&answer, env);
+        let cause = CloseCause::Closed {
+            code: close.code,
+            reason: close.reason,
+        };
+        self.finish(cause, Initiator::Peer, true, env, sink);
+    }
+
+    /// Our Close frame has been answered, or never will be.
+    fn finish_close_sent(&mut self, clean: bool, env: &mut Env, sink: &mut impl Sink<D>) {
+        let sent = self.state.close.take();
+        let cause = CloseCause::Closed {
+            code: sent.as_ref().and_then(|close| close.code),
+            reason: sent.as_ref().map_or("", |close| &close.reason),
+        };
+        self.finish(cause, Initiator::Local, clean, env, sink);
+    }
+
+    /// Tells the handler that it is over, if it has been told that it had begun.
+    fn finish(
+        &mut self,
+        cause: CloseCause<'_>,
+        initiator: Initiator,
+        clean: bool,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        self.clear_partial(env);
+        self.state.phase = Phase::Lingering;
+        let opened = mem::take(&mut self.state.opened);
+        if let Some(mut data) = self.data.take().filter(|_| opened) {
+            let closed = Closed {
+                cause,
+                initiator,
+                clean,
+            };
+            let output = Output {
+                state: &mut self.state,
+                data: &mut data,
+                env,
+            };
+            sink.close(output, &closed);
+        }
+    }
+
+    /// The peer's FIN: nothing more will be received.
+    pub fn handle_end_of_stream(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.state.end_of_stream = true;
+        match self.state.phase {
+            Phase::Handshake => {
+                self.clear_partial(env);
+                self.state.phase = Phase::Closed;
+            }
+            Phase::Open => {
+                let cause = CloseCause::Lost(io::ErrorKind::UnexpectedEof.into());
+                self.finish(cause, Initiator::Peer, false, env, sink);
+            }
+            Phase::CloseSent => self.finish_close_sent(false, env, sink),
+            Phase::Lingering | Phase::Closed => {}
+        }
+    }
+
+    /// The socket broke.
+    pub fn handle_error(&mut self, error: io::Error, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.finish(CloseCause::Lost(error), Initiator::Peer, false, env, sink);
+        self.state.phase = Phase::Closed;
+    }
+
+    /// The deadline that ran has expired.
+    pub fn handle_deadline(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        match self.state.phase {
+            Phase::Handshake | Phase::Lingering => {
+                self.clear_partial(env);
+                self.state.phase = Phase::Closed;
+            }
+            Phase::Open => self.handle_silence(env, sink),
+            Phase::CloseSent => {
+                self.finish_close_sent(false, env, sink);
+                self.state.phase = Phase::Closed;
+            }
+            Phase::Closed => {}
+        }
+    }
+
+    fn handle_silence(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        let limits = &env.limits;
+        self.state.silence_s += u32::from(self.state.span);
+        let silence_s = u64::from(self.state.silence_s);
+        let reached = |limit: std::time::Duration| !limit.is_zero() && silence_s >= limit.as_secs();
+        if self.state.ping_sent {
+            self.time_out(Timeout::Pong, "no pong", env, sink);
+        } else if reached(limits.idle_timeout) {
+            self.time_out(Timeout::Idle, "idle", env, sink);
+        } else if reached(limits.ping_interval) {
+            self.state.push_control(Opcode::Ping, &[], env);
+            self.state.ping_sent = true;
+        }
+    }
+
+    fn time_out(&mut self, timeout: Timeout, reason: &str, env: &mut Env, sink: &mut impl Sink<D>) {
+        let frame = CloseFrame::new(CloseCode::GOING_AWAY, reason);
+        self.state.push_close(&frame, env);
+        self.finish(
+            CloseCause::TimedOut(timeout),
+            Initiator::Local,
+            false,
+            env,
+            sink,
+        );
+    }
+
+    /// The peer has taken no output for the write time-out.
+    pub fn handle_stall(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        let cause = CloseCause::TimedOut(Timeout::Write);
+        self.finish(cause, Initiator::Local, false, env, sink);
+        self.state.phase = Phase::Closed;
+    }
+
+    /// A callback of this connection panicked.
+    pub fn handle_panic(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        match self.state.phase {
+            Phase::Handshake => {
+                self.clear_partial(env);
+                self.respond(Response::text(500), false, env);
+            }
+            Phase::Open => {
+                let frame = CloseFrame::new(CloseCode::INTERNAL_ERROR, "");
+                self.state.push_close(&frame, env);
+                self.finish(CloseCause::Panicked, Initiator::Local, false, env, sink);
+            }
+            Phase::CloseSent | Phase::Closed => {
+                let phase = self.state.phase;
+                self.finish(CloseCause::Panicked, Initiator::Local, false, env, sink);
+                if phase == Phase::Closed {
+                    self.state.phase = phase;
+                }
+            }
+            Phase::Lingering => {}
+        }
+    }
+
+    /// Tells the handler of a connection that it has given up.
+    #[inline]
+    pub fn settle(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        if self.state.phase == Phase::Closed && self.state.opened {
+            self.finish(CloseCause::Terminated, Initiator::Local, false, env, sink);
+            self.state.phase = Phase::Closed;
+        }
+    }
+
+    /// Begins the closing handshake from outside a callback. A connection that has not been
+    /// upgraded is dropped if `unopened` says so.
+    pub fn begin_close(&mut self, close: &CloseFrame<'_>, unopened: bool, env: &mut Env) {
+        match self.state.phase {
+            Phase::Handshake if unopened => {
+                self.clear_partial(env);
+                self.state.phase = Phase::Closed;
+            }
+            _ => self.state.begin_close(close, env),
+        }
+    }
+
+    /// Ends the connection now, whatever it was doing: the thread stops.
+    pub fn abandon(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        if self.state.close.is_some() {
+            self.finish_close_sent(false, env, sink);
+        } else {
+            self.finish(CloseCause::Terminated, Initiator::Local, false, env, sink);
+        }
+        self.state.phase = Phase::Closed;
+    }
+}

@@ -1,0 +1,219 @@
+//! Up to the answer of the request head.
+
+use std::mem;
+
+use crate::config::OriginPolicy;
+use crate::http1;
+use crate::http1::HEADER_COUNT_MAX;
+use crate::http1::Request;
+use crate::http1::RequestError;
+use crate::http1::Response;
+use crate::protocol::handshake;
+use crate::protocol::handshake::HandshakeError;
+use crate::protocol::handshake::UpgradeRequest;
+
+use super::Conn;
+use super::Env;
+use super::Phase;
+use super::Sink;
+use super::upgrade::Answer;
+
+/// What a request line has besides its target, and then some.
+const REQUEST_LINE_REST: usize = 64;
+
+impl<D> Conn<D> {
+    /// Takes bytes of the request head, and of frames that came along with it.
+    pub(super) fn receive_head(
+        &mut self,
+        input: &mut [u8],
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        let len_max = env.limits.head_len_max;
+        let kept = self
+            .partial
+            .as_ref()
+            .map_or(0, |partial| partial.tail.len());
+        if kept == 0 {
+            // No method begins so: TLS, or a probe. Nothing is gained by waiting for more.
+            if input
+                .first()
+                .is_some_and(|byte| !byte.is_ascii_graphic() && *byte != b'\r')
+            {
+                return self.respond(Response::text(400), false, env);
+            }
+            if let Some(len) = http1::head_len(input, 0).filter(|&len| len <= len_max) {
+                let (head, frames) = input.split_at_mut(len);
+                self.answer(head, env, sink);
+                return self.receive_early(frames, env, sink);
+            }
+        }
+        let buffer = env.pool.take();
+        let partial = self.partial(env);
+        if partial.tail.capacity() == 0 {
+            partial.tail = buffer;
+        }
+        let taken = input.len().min(len_max - kept);
+        partial.tail.extend_from_slice(&input[..taken]);
+        match http1::head_len(&partial.tail, kept) {
+            Some(len) => {
+                let head = mem::take(&mut partial.tail);
+                self.release_partial(env);
+                self.answer(&head[..len], env, sink);
+                env.pool.put(head);
+                self.receive_early(&mut input[len - kept..], env, sink);
+            }
+            None if partial.tail.len() == len_max => {
+                let line_end = memchr::memchr(b'\n', &partial.tail).unwrap_or(len_max);
+                let long_uri = line_end > env.limits.uri_len_max + REQUEST_LINE_REST;
+                self.clear_partial(env);
+                let status = if long_uri { 414 } else { 431 };
+                self.respond(Response::text(status), false, env);
+            }
+            None => {}
+        }
+    }
+
+    /// Frames may have come in the same segment as the head.
+    fn receive_early(&mut self, frames: &mut [u8], env: &mut Env, sink: &mut impl Sink<D>) {
+        if matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
+            self.receive_frames(frames, env, sink);
+        }
+    }
+
+    fn answer(&mut self, head: &[u8], env: &mut Env, sink: &mut impl Sink<D>) {
+        let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
+        let storage = &mut storage[..env.limits.header_count_max];
+        let request = match Request::parse(head, storage) {
+            Ok(request) => request,
+            Err(RequestError::TooManyHeaders) => {
+                return self.respond(Response::text(431), false, env);
+            }
+            Err(RequestError::Malformed) => {
+                return self.respond(Response::text(400), false, env);
+            }
+        };
+        if request.target().len() > env.limits.uri_len_max {
+            return self.respond(Response::text(414), false, env);
+        }
+        if !handshake::is_upgrade_attempt(&request) {
+            return self.answer_http(&request, env, sink);
+        }
+        let checked = UpgradeRequest::check(request).and_then(|upgrade| {
+            let allowed = is_origin_allowed(&request, env.origins);
+            allowed.then_some(upgrade).ok_or(HandshakeError::Origin)
+        });
+        match checked {
+            Ok(upgrade) => self.answer_upgrade(&upgrade, env, sink),
+            Err(error) => self.respond(refusal(error), false, env),
+        }
+    }
+
+    fn answer_http(&mut self, request: &Request<'_>, env: &mut Env, sink: &mut impl Sink<D>) {
+        let head_only = request.method() == "HEAD";
+        let has_body = request.header("Transfer-Encoding").is_some()
+            || request
+                .header_values("Content-Length")
+                .any(|len| len != b"0");
+        let no_host = request.minor_version() > 0 && request.only_header("Host").is_none();
+        let response = if !head_only && request.method() != "GET" {
+            with_header(Response::text(405), "Allow", "GET, HEAD")
+        } else if has_body || no_host {
+            Response::text(400)
+        } else {
+            sink.http(request)
+        };
+        self.respond(response, head_only, env);
+    }
+
+    fn answer_upgrade(
+        &mut self,
+        request: &UpgradeRequest<'_>,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        let (data, wanted, headers) = match sink.upgrade(request).answer {
+            Answer::Accept {
+                data,
+                subprotocol,
+                headers,
+            } => (data, subprotocol, headers),
+            Answer::Reject(response) => return self.respond(response, false, env),
+        };
+        // RFC 6455 §4.2.2: one that the client has offered, or none.
+        let is_offered = |name: &str| request.subprotocols().any(|offer| offer == name);
+        self.state.subprotocol = match wanted {
+            Some(name) => Some(name).filter(|name| is_offered(name)),
+            None => {
+                let mut spoken = env.subprotocols.iter();
+                let chosen = spoken.find(|name| is_offered(name));
+                chosen.map(|name| name.as_str().into())
+            }
+        };
+        let mut head = env.pool.take();
+        let subprotocol = self.state.subprotocol.as_deref();
+        let accept_key = request.accept_key();
+        handshake::write_accept(&mut head, &accept_key, subprotocol, None, &headers);
+        let queue = self
+            .state
+            .queue
+            .get_or_insert_with(|| env.pool.take_queue());
+        queue.push(&head, &[], &mut env.pool);
+        env.pool.put(head);
+
+        self.data = Some(data);
+        self.state.phase = Phase::Open;
+        self.state.opened = true;
+        if let Some(output) = self.output(env) {
+            sink.open(output);
+        }
+    }
+
+    /// Answers with plain HTTP, the last thing that is sent.
+    pub(super) fn respond(&mut self, response: Response, head_only: bool, env: &mut Env) {
+        let mut head = env.pool.take();
+        response.write_head(&mut head);
+        let queue = self
+            .state
+            .queue
+            .get_or_insert_with(|| env.pool.take_queue());
+        queue.push(&head, &[], &mut env.pool);
+        env.pool.put(head);
+        if !head_only {
+            queue.push_shared(response.body_bytes().clone(), &mut env.pool);
+        }
+        self.state.phase = Phase::Lingering;
+    }
+}
+
+fn is_origin_allowed(request: &Request<'_>, policy: OriginPolicy) -> bool {
+    let mut origins = request.header_values("Origin");
+    match (policy, origins.next(), origins.next()) {
+        (OriginPolicy::Any, _, _) | (_, None, _) => true,
+        (OriginPolicy::SameHost, Some(origin), None) => {
+            let host = request.only_header("Host").unwrap_or_default();
+            handshake::is_same_host(origin, host)
+        }
+        (OriginPolicy::SameHost, Some(_), Some(_)) => false,
+    }
+}
+
+fn refusal(error: HandshakeError) -> Response {
+    let body = format!("{error}\n");
+    let response = Response::new(error.status()).body("text/plain", body);
+    match error {
+        // RFC 6455 §4.2.2: the versions that the server speaks.
+        HandshakeError::Version | HandshakeError::Upgrade => {
+            let response = with_header(response, "Sec-WebSocket-Version", "13");
+            with_header(response, "Upgrade", "websocket")
+        }
+        HandshakeError::Method => with_header(response, "Allow", "GET"),
+        _ => response,
+    }
+}
+
+fn with_header(response: Response, name: &str, value: &str) -> Response {
+    response
+        .header(name, value)
+        .expect("names and values here are constants")
+}

@@ -1,0 +1,483 @@
+#![forbid(unsafe_code)]
+//! One connection's life: handshake → open → closing → lingering → closed.
+//!
+//! ```text
+//!            101                 Close sent, or peer's Close, or failure, or end of stream
+//! Handshake ─────▶ Open ──────────────┬──────────────────────────┐
+//!     │              │ close()        │ (what was asked for by   │
+//!     │              ▼                │  neither side: at once)  ▼
+//!     │          CloseSent ───────────┴───────────────────▶ Lingering ─────▶ Closed
+//!     └──────── other answers, time-out ───────────────────────▲
+//! ```
+//!
+//! Pure: bytes and the time come in, events go to a [`Sink`], output goes to the send queue.
+//! Sockets, readiness and deadlines' storage are the worker's; after each call the worker asks
+//! [`Conn::next_step`] and [`Conn::deadline`].
+//!
+//! **Invariant:** `Sink::open` and `Sink::close` are called once each or not at all, in this
+//! order, and nothing else of [`Sink`] but `upgrade` and `http` outside them. User data exists
+//! from the upgrade to the end of `Sink::close`.
+
+mod closing;
+mod handshake;
+mod open;
+mod outcome;
+mod output;
+mod upgrade;
+
+pub use outcome::CloseCause;
+pub use outcome::Closed;
+pub use outcome::Initiator;
+pub use outcome::Timeout;
+pub use output::Output;
+pub use output::SendResult;
+pub use upgrade::Upgrade;
+
+use std::mem;
+use std::time::Duration;
+
+use crate::buffer::Pool;
+use crate::buffer::SendQueue;
+use crate::config::Limits;
+use crate::config::OriginPolicy;
+use crate::http1::Request;
+use crate::http1::Response;
+use crate::protocol::CloseCode;
+use crate::protocol::Decoder;
+use crate::protocol::DecoderLimits;
+use crate::protocol::Message;
+use crate::protocol::Role;
+use crate::protocol::TAIL_LEN_MAX;
+use crate::protocol::handshake::UpgradeRequest;
+use crate::timer::TICKS_AHEAD_MAX;
+
+/// Room that [`Conn::receive`] wants in front of the received bytes, for what was left of the
+/// last ones.
+pub const HEADROOM: usize = 256;
+
+const _: () = assert!(TAIL_LEN_MAX <= HEADROOM);
+
+/// Where a connection delivers: the user's handler, through the worker.
+pub trait Sink<D> {
+    /// A valid request for a WebSocket.
+    fn upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<D>;
+    /// Any other request.
+    fn http(&mut self, request: &Request<'_>) -> Response;
+    /// The connection is open.
+    fn open(&mut self, output: Output<'_, D>);
+    /// A message.
+    fn message(&mut self, output: Output<'_, D>, message: Message<'_>);
+    /// A ping, which has been answered.
+    fn ping(&mut self, output: Output<'_, D>, payload: &[u8]);
+    /// A pong.
+    fn pong(&mut self, output: Output<'_, D>, payload: &[u8]);
+    /// Output that was held up has drained.
+    fn drain(&mut self, output: Output<'_, D>);
+    /// The connection is over: nothing can be sent.
+    fn close(&mut self, output: Output<'_, D>, closed: &Closed<'_>);
+    /// Sends as much of the connection's queue as the kernel takes now; says whether it would
+    /// not take all.
+    fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool;
+}
+
+/// What all connections of a thread share.
+#[derive(Debug)]
+pub struct Env {
+    /// The limits of the route.
+    pub limits: Limits,
+    /// Subprotocols that the server speaks, the preferred one first.
+    pub subprotocols: Vec<String>,
+    /// Which origins may connect.
+    pub origins: OriginPolicy,
+    /// Free buffers.
+    pub pool: Pool,
+    /// Seconds since the start, at the beginning of the turn.
+    pub now_s: u32,
+    /// Messages refused for want of room, of all connections.
+    pub dropped: u64,
+    decoder_limits: DecoderLimits,
+    /// The deadline of an open connection that has just received something, in ticks.
+    open_span: Option<u8>,
+    #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
+    partials: Vec<Box<Partial>>,
+}
+
+/// The most boxes for incomplete things that are kept.
+const PARTIALS_MAX: usize = 256;
+
+impl Env {
+    /// What the connections of a server with these settings share.
+    pub fn new(limits: Limits, subprotocols: Vec<String>, origins: OriginPolicy) -> Self {
+        let decoder_limits = DecoderLimits {
+            role: Role::Server,
+            message_len_max: limits.message_len_max as u64,
+            fragment_count_max: limits.fragment_count_max,
+            rsv1_allowed: false,
+        };
+        let spans = [limits.ping_interval, limits.idle_timeout];
+        let open_wait = spans.into_iter().filter(|span| !span.is_zero()).min();
+        Self {
+            open_span: open_wait.map(ticks),
+            limits,
+            subprotocols,
+            origins,
+            pool: Pool::default(),
+            now_s: 0,
+            dropped: 0,
+            decoder_limits,
+            partials: Vec::new(),
+        }
+    }
+}
+
+/// A time-out in ticks, or as much of it as a deadline can hold.
+fn ticks(wait: Duration) -> u8 {
+    wait.as_secs().min(TICKS_AHEAD_MAX.into()) as u8
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The request head has not been answered.
+    Handshake,
+    /// Messages flow.
+    Open,
+    /// We have sent a Close frame and wait for the peer's.
+    CloseSent,
+    /// It is over for the handler. What is queued goes out, then a FIN; what comes in is
+    /// thrown away until the peer's FIN, so that no reset destroys what the peer has not read.
+    Lingering,
+    /// To be removed.
+    Closed,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Conn<D> {
+    decoder: Decoder,
+    partial: Option<Box<Partial>>,
+    state: State,
+    data: Option<D>,
+}
+
+const _: () = assert!(size_of::<Conn<()>>() <= 104);
+
+/// What has arrived of something that is not complete.
+#[derive(Debug, Default)]
+struct Partial {
+    /// The head, before the upgrade; then the tail that the decoder left.
+    tail: Vec<u8>,
+    /// The chunks of a message.
+    message: Vec<u8>,
+    /// The payload of the latest ping, if there was no room for its pong.
+    pong: Option<Vec<u8>>,
+}
+
+impl Partial {
+    fn is_empty(&self) -> bool {
+        self.tail.is_empty() && self.message.is_empty() && self.pong.is_none()
+    }
+}
+
+/// The part of a connection that a callback can change.
+#[derive(Debug)]
+pub(crate) struct State {
+    queue: Option<Box<SendQueue>>,
+    subprotocol: Option<Box<str>>,
+    /// The Close frame that the handler asked for.
+    close: Option<Box<LocalClose>>,
+    phase: Phase,
+    /// The phase whose deadline runs.
+    deadline_phase: Phase,
+    /// The kernel has refused output: nothing is sent until the socket is writable.
+    blocked: bool,
+    /// `on_drain` is owed when the queue is short again.
+    drain_owed: bool,
+    /// The peer's FIN has arrived.
+    end_of_stream: bool,
+    fin_sent: bool,
+    ping_sent: bool,
+    /// The handler has been told that the connection is open, and not that it is over.
+    opened: bool,
+    control_tokens: u8,
+    /// When control tokens were last added, modulo 256.
+    control_filled_s: u8,
+    /// Length of the deadline that runs, in ticks.
+    span: u8,
+    /// Seconds without a byte from the peer, up to the deadline that runs.
+    silence_s: u32,
+}
+
+/// A Close frame that was sent.
+#[derive(Debug)]
+struct LocalClose {
+    code: Option<CloseCode>,
+    reason: Box<str>,
+}
+
+/// What the worker is to do with a connection after a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Continue,
+    /// Shut down the sending direction.
+    ShutdownWrite,
+    /// Close the socket and forget the connection.
+    Remove,
+}
+
+impl<D> Conn<D> {
+    /// A connection that has just been accepted.
+    pub fn new(env: &Env) -> Self {
+        Self {
+            decoder: Decoder::default(),
+            partial: None,
+            state: State {
+                queue: None,
+                subprotocol: None,
+                close: None,
+                phase: Phase::Handshake,
+                deadline_phase: Phase::Closed,
+                blocked: false,
+                drain_owed: false,
+                end_of_stream: false,
+                fin_sent: false,
+                ping_sent: false,
+                opened: false,
+                control_tokens: env.limits.control_burst_max,
+                control_filled_s: env.now_s as u8,
+                span: 0,
+                silence_s: 0,
+            },
+            data: None,
+        }
+    }
+
+    /// Takes bytes that were received: `slot[HEADROOM..HEADROOM + len]`. What lies before them
+    /// is scratch.
+    pub fn receive(&mut self, slot: &mut [u8], len: usize, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.state.silence_s = 0;
+        self.state.ping_sent = false;
+        let end = HEADROOM + len;
+        match self.state.phase {
+            Phase::Handshake => self.receive_head(&mut slot[HEADROOM..end], env, sink),
+            Phase::Open | Phase::CloseSent => {
+                let mut start = HEADROOM;
+                if let Some(partial) = &mut self.partial {
+                    start -= partial.tail.len();
+                    slot[start..HEADROOM].copy_from_slice(&partial.tail);
+                    partial.tail.clear();
+                    self.release_partial(env);
+                }
+                self.receive_frames(&mut slot[start..end], env, sink);
+            }
+            Phase::Lingering | Phase::Closed => {}
+        }
+    }
+
+    /// What waits to be sent, if the socket may take it now.
+    #[inline]
+    pub fn sendable(&self) -> Option<&SendQueue> {
+        if self.state.blocked || self.state.phase == Phase::Closed {
+            return None;
+        }
+        self.state.queue.as_deref()
+    }
+
+    /// The kernel took `sent` bytes; `blocked` if it would not take more.
+    #[inline]
+    pub fn handle_sent(
+        &mut self,
+        sent: usize,
+        blocked: bool,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        if let Some(queue) = &mut self.state.queue {
+            queue.consume(sent, &mut env.pool);
+        }
+        self.state.blocked = blocked;
+        self.state.drain_owed |= blocked;
+        if self.partial.is_some() {
+            self.send_late_pong(env);
+        }
+        if self.state.drain_owed {
+            self.check_drained(env, sink);
+        }
+        self.release_queue(env);
+    }
+
+    /// The socket is writable again.
+    pub fn handle_writable(&mut self) {
+        self.state.blocked = false;
+    }
+
+    /// Whether output is held up by the peer.
+    pub fn is_blocked(&self) -> bool {
+        self.state.blocked
+    }
+
+    /// Bytes of output that wait.
+    pub fn queued_len(&self) -> usize {
+        self.state.queue.as_ref().map_or(0, |queue| queue.len())
+    }
+
+    /// Whether messages can be sent.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.state.phase == Phase::Open
+    }
+
+    /// Whether the handler has seen it open and not closed.
+    pub fn is_opened(&self) -> bool {
+        self.state.opened
+    }
+
+    /// What is to be done now.
+    #[inline]
+    pub fn next_step(&self) -> Step {
+        match self.state.phase {
+            Phase::Handshake | Phase::Open | Phase::CloseSent => Step::Continue,
+            Phase::Lingering if self.state.queue.is_some() => Step::Continue,
+            Phase::Lingering if self.state.end_of_stream => Step::Remove,
+            Phase::Lingering if !self.state.fin_sent => Step::ShutdownWrite,
+            Phase::Lingering => Step::Continue,
+            Phase::Closed => Step::Remove,
+        }
+    }
+
+    /// The sending direction has been shut down.
+    pub fn handle_shutdown(&mut self) {
+        self.state.fin_sent = true;
+        // From here on the peer has the closing time-out to close its side.
+        self.state.deadline_phase = Phase::Closed;
+    }
+
+    /// Takes the connection apart: buffers go back.
+    pub fn release(mut self, env: &mut Env) {
+        if let Some(mut queue) = self.state.queue.take() {
+            queue.clear(&mut env.pool);
+            env.pool.put_queue(queue);
+        }
+        self.clear_partial(env);
+    }
+
+    /// Lets go of an empty queue.
+    #[inline]
+    fn release_queue(&mut self, env: &mut Env) {
+        if self.queued_len() == 0
+            && let Some(queue) = self.state.queue.take()
+        {
+            env.pool.put_queue(queue);
+        }
+    }
+
+    /// Where something incomplete is kept.
+    fn partial(&mut self, env: &mut Env) -> &mut Partial {
+        self.partial
+            .get_or_insert_with(|| env.partials.pop().unwrap_or_default())
+    }
+
+    /// Lets go of the box for incomplete things, if there are none.
+    fn release_partial(&mut self, env: &mut Env) {
+        if let Some(mut partial) = self.partial.take_if(|partial| partial.is_empty()) {
+            env.pool.put(mem::take(&mut partial.tail));
+            env.pool.put(mem::take(&mut partial.message));
+            if env.partials.len() < PARTIALS_MAX {
+                env.partials.push(partial);
+            }
+        }
+    }
+
+    /// Throws away everything incomplete.
+    fn clear_partial(&mut self, env: &mut Env) {
+        if let Some(partial) = &mut self.partial {
+            partial.tail.clear();
+            partial.message.clear();
+            partial.pong = None;
+            self.release_partial(env);
+        }
+    }
+
+    fn check_drained(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        let drained = self.queued_len() <= env.limits.output_low_water;
+        if drained && !self.state.blocked {
+            self.state.drain_owed = false;
+            if self.is_open()
+                && let Some(output) = self.output(env)
+            {
+                sink.drain(output);
+            }
+        }
+    }
+
+    /// The handle that callbacks get.
+    #[inline]
+    fn output<'a>(&'a mut self, env: &'a mut Env) -> Option<Output<'a, D>> {
+        let state = &mut self.state;
+        let data = self.data.as_mut()?;
+        Some(Output { state, data, env })
+    }
+
+    /// What is to become of the connection's deadline after a call; `renew` if bytes were
+    /// received or the deadline has expired.
+    #[inline]
+    pub fn deadline(&mut self, renew: bool, env: &Env) -> Deadline {
+        let state = &mut self.state;
+        if state.phase == Phase::Open && renew && state.silence_s == 0 && !state.ping_sent {
+            // The common case: the peer has been heard.
+            state.deadline_phase = Phase::Open;
+            return match env.open_span {
+                Some(span) => {
+                    state.span = span;
+                    Deadline::Set(span)
+                }
+                None => Deadline::Clear,
+            };
+        }
+        let open = state.phase == Phase::Open;
+        if state.phase == state.deadline_phase && !(open && renew) {
+            return Deadline::Keep;
+        }
+        state.deadline_phase = state.phase;
+        match state.wait(&env.limits) {
+            Some(wait) => {
+                state.span = ticks(wait);
+                Deadline::Set(state.span)
+            }
+            None => Deadline::Clear,
+        }
+    }
+}
+
+/// A change of a connection's deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// None.
+    Keep,
+    /// So many ticks from now.
+    Set(u8),
+    /// No deadline.
+    Clear,
+}
+
+impl State {
+    /// How long the peer may stay silent in this phase, from now on.
+    fn wait(&self, limits: &Limits) -> Option<Duration> {
+        match self.phase {
+            Phase::Handshake => Some(limits.handshake_timeout),
+            Phase::Open if self.ping_sent => Some(limits.pong_timeout),
+            Phase::Open => {
+                let silence = Duration::from_secs(self.silence_s.into());
+                [limits.ping_interval, limits.idle_timeout]
+                    .into_iter()
+                    .filter(|wait| !wait.is_zero())
+                    .map(|wait| wait.saturating_sub(silence))
+                    .min()
+            }
+            // The rest of the output may take as long as stalled output may.
+            Phase::Lingering if !self.fin_sent => Some(limits.write_timeout),
+            Phase::CloseSent | Phase::Lingering => Some(limits.close_timeout),
+            Phase::Closed => None,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Frames in, messages and control frames out.
+
+use std::mem;
+
+use crate::protocol::Chunk;
+use crate::protocol::Event;
+use crate::protocol::Message;
+use crate::protocol::Opcode;
+use crate::protocol::ProtocolError;
+
+use super::Conn;
+use super::Env;
+use super::Phase;
+use super::Sink;
+
+impl<D> Conn<D> {
+    /// Takes received bytes, frame by frame, and keeps the beginning of one that is not
+    /// complete.
+    pub(super) fn receive_frames(
+        &mut self,
+        input: &mut [u8],
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        let mut rest = input;
+        loop {
+            let event = match self.decoder.next(&mut rest, &env.decoder_limits) {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(error) => return self.fail(error, env, sink),
+            };
+            match (self.state.phase, event) {
+                (Phase::Open, Event::Message(message)) => {
+                    if let Some(output) = self.output(env) {
+                        sink.message(output, message);
+                    }
+                }
+                (Phase::Open, Event::Chunk(chunk)) => self.receive_chunk(&chunk, env, sink),
+                (Phase::Open, Event::Ping(payload)) => {
+                    if let Err(error) = self.receive_ping(payload, env, sink) {
+                        return self.fail(error, env, sink);
+                    }
+                }
+                (Phase::Open, Event::Pong(payload)) => {
+                    if let Err(error) = self.count_control(env) {
+                        return self.fail(error, env, sink);
+                    }
+                    if let Some(output) = self.output(env) {
+                        sink.pong(output, payload);
+                    }
+                }
+                // RFC 6455 §1.4: behind a Close frame nothing is sent, and behind the peer's
+                // nothing is of interest.
+                (_, Event::Close(close)) => return self.receive_close(&close, env, sink),
+                // We have closed: what the peer sent before it knew is not delivered.
+                (Phase::CloseSent, _) => {}
+                (Phase::Handshake | Phase::Lingering | Phase::Closed, _) => return,
+            }
+        }
+        if !rest.is_empty() && matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
+            let mut tail = env.pool.take();
+            tail.extend_from_slice(rest);
+            self.partial(env).tail = tail;
+        }
+    }
+
+    /// Puts a message together.
+    fn receive_chunk(&mut self, chunk: &Chunk<'_>, env: &mut Env, sink: &mut impl Sink<D>) {
+        if self
+            .partial
+            .as_ref()
+            .is_none_or(|partial| partial.message.capacity() == 0)
+        {
+            let buffer = env.pool.take();
+            self.partial(env).message = buffer;
+        }
+        // Grows by doubling, so with what has arrived and not with what was announced.
+        let partial = self.partial(env);
+        partial.message.extend_from_slice(chunk.payload);
+        if chunk.end {
+            let payload = mem::take(&mut partial.message);
+            self.release_partial(env);
+            if let Some(output) = self.output(env) {
+                sink.message(output, Message::checked(chunk.text, &payload));
+            }
+            env.pool.put(payload);
+        }
+    }
+
+    fn receive_ping(
+        &mut self,
+        payload: &[u8],
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) -> Result<(), ProtocolError> {
+        self.count_control(env)?;
+        // RFC 6455 §5.5.3: the pong carries the payload of the ping. Where there is no room,
+        // only the most recent ping is answered, when there is.
+        let has_room = self.state.push_control(Opcode::Pong, payload, env);
+        if !has_room
+            || self
+                .partial
+                .as_ref()
+                .is_some_and(|partial| partial.pong.is_some())
+        {
+            self.partial(env).pong = (!has_room).then(|| payload.to_vec());
+        }
+        if let Some(output) = self.output(env) {
+            sink.ping(output, payload);
+        }
+        Ok(())
+    }
+
+    /// Answers a ping that had to wait for room.
+    pub(super) fn send_late_pong(&mut self, env: &mut Env) {
+        let Some(partial) = &mut self.partial else {
+            return;
+        };
+        if let Some(payload) = partial.pong.take() {
+            let open = self.state.phase == Phase::Open;
+            if open && !self.state.push_control(Opcode::Pong, &payload, env) {
+                partial.pong = Some(payload);
+            }
+            self.release_partial(env);
+        }
+    }
+
+    /// Takes a token for a control frame.
+    fn count_control(&mut self, env: &Env) -> Result<(), ProtocolError> {
+        let state = &mut self.state;
+        let elapsed = (env.now_s as u8).wrapping_sub(state.control_filled_s);
+        if elapsed > 0 {
+            let earned = elapsed.saturating_mul(env.limits.control_rate_max);
+            let tokens = state.control_tokens.saturating_add(earned);
+            state.control_tokens = tokens.min(env.limits.control_burst_max);
+            state.control_filled_s = env.now_s as u8;
+        }
+        match state.control_tokens.checked_sub(1) {
+            Some(tokens) => {
+                state.control_tokens = tokens;
+                Ok(())
+            }
+            None => Err(ProtocolError::ControlTooOften),
+        }
+    }
+}
