@@ -1,0 +1,199 @@
+//! Listening sockets.
+//!
+//! Options are set here once: accepted sockets inherit them.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::net::ToSocketAddrs;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use socket2::Domain;
+use socket2::SockAddr;
+use socket2::Socket;
+use socket2::Type;
+
+/// Connections that the kernel may have accepted for us.
+pub const BACKLOG: i32 = 1024;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP over IPv4 or IPv6.
+    Ip(SocketAddr),
+    /// A path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = ();
+
+    /// `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() {
+                Err(())
+            } else {
+                Ok(Self::Unix(path.into()))
+            };
+        }
+        let mut addresses = text.to_socket_addrs().map_err(|_| ())?;
+        addresses.next().map(Self::Ip).ok_or(())
+    }
+}
+
+impl Address {
+    /// The IP address and port, unless it is a Unix socket.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    address: Address,
+}
+
+impl Listener {
+    /// Listens. Port zero is replaced by one that is free.
+    ///
+    /// # Errors
+    /// The address is in use, not of this machine, or may not be used.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Ip(address) => Self::bind_ip(*address),
+            Address::Unix(path) => Self::bind_unix(path),
+        }
+    }
+
+    fn bind_ip(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        // Each thread listens for itself, and the kernel deals out connections.
+        socket.set_reuse_port(true)?;
+        socket.set_tcp_nodelay(true)?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))?;
+        socket.bind(&SockAddr::from(address))?;
+        let bound = socket.local_addr()?;
+        let bound = bound.as_socket().unwrap_or(address);
+        Self::listen(socket, Address::Ip(bound))
+    }
+
+    fn bind_unix(path: &Path) -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let address = SockAddr::unix(path)?;
+        match socket.bind(&address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => {
+                std::fs::remove_file(path)?;
+                socket.bind(&address)?;
+            }
+            result => result?,
+        }
+        Self::listen(socket, Address::Unix(path.to_owned()))
+    }
+
+    fn listen(socket: Socket, address: Address) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        socket.listen(BACKLOG)?;
+        Ok(Self { socket, address })
+    }
+
+    /// A listener for another thread: a socket of its own on the same port, or, on a Unix
+    /// socket, the same one.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn for_another_thread(&self) -> io::Result<Self> {
+        match &self.address {
+            Address::Ip(address) => Self::bind_ip(*address),
+            Address::Unix(_) => Ok(Self {
+                socket: self.socket.try_clone()?,
+                address: self.address.clone(),
+            }),
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Whether a path is a socket that nobody listens on: what a killed process leaves behind.
+fn is_abandoned(path: &Path) -> bool {
+    let is_socket =
+        std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_bad_ones_refused() {
+        assert_eq!(
+            "127.0.0.1:80".parse(),
+            Ok(Address::Ip(([127, 0, 0, 1], 80).into()))
+        );
+        assert!(matches!("[::1]:80".parse(), Ok(Address::Ip(_))));
+        assert_eq!("unix:/a".parse(), Ok(Address::Unix("/a".into())));
+        for bad in [
+            "",
+            "unix:",
+            "127.0.0.1",
+            "127.0.0.1:99999",
+            ":",
+            "[::1]",
+            "a b:1",
+        ] {
+            assert_eq!(bad.parse::<Address>(), Err(()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn abandoned_unix_socket_is_replaced_and_a_live_one_is_not() {
+        let path = std::env::temp_dir().join(format!("sockeye-listen-{}", std::process::id()));
+        let address = Address::Unix(path.clone());
+        let first = Listener::bind(&address).expect("the path is free");
+        let error = Listener::bind(&address).expect_err("somebody listens");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        Listener::bind(&address).expect("nobody listens");
+        std::fs::remove_file(&path).expect("it is there");
+
+        std::fs::write(&path, "a file").expect("the path is free");
+        let error = Listener::bind(&address).expect_err("not a socket");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        std::fs::remove_file(&path).expect("it is there");
+    }
+}

@@ -1,0 +1,441 @@
+//! A simulated network in virtual time: the same seed gives the same run.
+//!
+//! Reads and writes are short, readiness comes late, in any order and more often than it must,
+//! events of closed sockets arrive after the close, and every call can fail. Time passes only
+//! when a backend waits with nothing to report, or when the test says so.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Backend;
+use super::Event;
+use super::PeerAddr;
+use super::RecvOp;
+use super::SendOp;
+use super::Token;
+use super::Waker;
+
+/// How often things go wrong, each as one in so many; zero for never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// A receive or send breaks the connection.
+    pub reset: u32,
+    /// A registration fails.
+    pub register: u32,
+    /// Accepting fails, and stops.
+    pub accept: u32,
+    /// A receive or send gives less than it could.
+    pub short: u32,
+    /// A call would block though it need not.
+    pub would_block: u32,
+    /// An event is reported later.
+    pub late: u32,
+    /// An event of nothing, or of a closed connection.
+    pub spurious: u32,
+}
+
+impl Faults {
+    /// All of them, often.
+    pub fn all() -> Self {
+        Self {
+            reset: 400,
+            register: 60,
+            accept: 20,
+            short: 2,
+            would_block: 6,
+            late: 4,
+            spurious: 6,
+        }
+    }
+}
+
+/// A source of repeatable chance (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Chance(u64);
+
+impl Chance {
+    /// The sequence of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.0;
+        bits = (bits ^ bits >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ bits >> 31
+    }
+
+    /// A number below `end`, which is not zero.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.bits() % end as u64) as usize
+    }
+
+    /// True once in `n` times; never if `n` is zero.
+    pub fn once_in(&mut self, n: u32) -> bool {
+        n != 0 && self.bits().is_multiple_of(n.into())
+    }
+}
+
+/// One connection, both directions.
+#[derive(Debug, Default)]
+struct Pipe {
+    to_server: VecDeque<u8>,
+    to_client: VecDeque<u8>,
+    /// How much `to_client` holds before sends would block.
+    capacity: usize,
+    client_fin: bool,
+    server_fin: bool,
+    reset: bool,
+    server_closed: bool,
+    token: Option<Token>,
+    /// Something is to be reported.
+    readable: bool,
+    awaiting_room: bool,
+}
+
+#[derive(Debug)]
+struct Net {
+    chance: Chance,
+    faults: Faults,
+    now: Duration,
+    pipes: Vec<Pipe>,
+    backlog: VecDeque<usize>,
+    accepting: bool,
+    closed_tokens: Vec<Token>,
+    woken: Arc<AtomicBool>,
+}
+
+/// The world around a simulated server: makes clients, and lets time pass.
+#[derive(Clone, Debug)]
+pub struct SimNet(Rc<RefCell<Net>>);
+
+/// A client's end of a simulated connection.
+#[derive(Clone, Debug)]
+pub struct SimClient {
+    net: Rc<RefCell<Net>>,
+    index: usize,
+}
+
+/// The simulated backend.
+#[derive(Debug)]
+pub struct SimBackend(Rc<RefCell<Net>>);
+
+impl SimNet {
+    /// An empty network.
+    pub fn new(seed: u64, faults: Faults) -> Self {
+        Self(Rc::new(RefCell::new(Net {
+            chance: Chance::new(seed),
+            faults,
+            now: Duration::ZERO,
+            pipes: Vec::new(),
+            backlog: VecDeque::new(),
+            accepting: true,
+            closed_tokens: Vec::new(),
+            woken: Arc::new(AtomicBool::new(false)),
+        })))
+    }
+
+    /// The server's side.
+    pub fn backend(&self) -> SimBackend {
+        SimBackend(Rc::clone(&self.0))
+    }
+
+    /// A client whose connection waits to be accepted. The network holds `capacity` bytes that
+    /// it has not read before the server's sends would block.
+    pub fn connect(&self, capacity: usize) -> SimClient {
+        let mut net = self.0.borrow_mut();
+        let index = net.pipes.len();
+        net.pipes.push(Pipe {
+            capacity,
+            ..Pipe::default()
+        });
+        net.backlog.push_back(index);
+        SimClient {
+            net: Rc::clone(&self.0),
+            index,
+        }
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, time: Duration) {
+        self.0.borrow_mut().now += time;
+    }
+
+    /// Sets what goes wrong from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        self.0.borrow_mut().faults = faults;
+    }
+
+    /// Sockets that the server has accepted and not closed.
+    pub fn server_sockets(&self) -> usize {
+        let net = self.0.borrow();
+        let waiting = net.backlog.len();
+        net.pipes.iter().filter(|pipe| !pipe.server_closed).count() - waiting
+    }
+}
+
+impl SimClient {
+    /// Sends bytes.
+    pub fn send(&self, bytes: &[u8]) {
+        let pipe = &mut self.net.borrow_mut().pipes[self.index];
+        if !pipe.client_fin && !pipe.reset {
+            pipe.to_server.extend(bytes);
+            pipe.readable = true;
+        }
+    }
+
+    /// Takes at most `len` bytes of what has arrived.
+    pub fn receive(&self, len: usize) -> Vec<u8> {
+        let pipe = &mut self.net.borrow_mut().pipes[self.index];
+        let len = len.min(pipe.to_client.len());
+        pipe.to_client.drain(..len).collect()
+    }
+
+    /// Sends a FIN.
+    pub fn shutdown(&self) {
+        let pipe = &mut self.net.borrow_mut().pipes[self.index];
+        pipe.client_fin = true;
+        pipe.readable = true;
+    }
+
+    /// Breaks the connection.
+    pub fn reset(&self) {
+        let pipe = &mut self.net.borrow_mut().pipes[self.index];
+        pipe.reset = true;
+        pipe.to_server.clear();
+        pipe.readable = true;
+    }
+
+    /// Whether the server has sent a FIN, or closed, and everything before it was taken.
+    pub fn is_finished(&self) -> bool {
+        let pipe = &self.net.borrow().pipes[self.index];
+        pipe.to_client.is_empty() && (pipe.server_fin || pipe.server_closed)
+    }
+
+    /// Whether the server has closed its socket.
+    pub fn is_closed_by_server(&self) -> bool {
+        self.net.borrow().pipes[self.index].server_closed
+    }
+
+    /// Bytes that the server has not taken.
+    pub fn unread_len(&self) -> usize {
+        self.net.borrow().pipes[self.index].to_server.len()
+    }
+}
+
+impl Net {
+    fn reset(&mut self, index: usize) -> io::Error {
+        self.pipes[index].reset = true;
+        io::ErrorKind::ConnectionReset.into()
+    }
+
+    fn recv(&mut self, index: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        let faults = self.faults;
+        let pipe = &mut self.pipes[index];
+        assert!(!pipe.server_closed, "received on a closed socket");
+        if pipe.reset || self.chance.once_in(faults.reset) {
+            return Err(self.reset(index));
+        }
+        if self.chance.once_in(faults.would_block) {
+            pipe.readable = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut len = pipe.to_server.len().min(buffer.len());
+        if len == 0 {
+            return if pipe.client_fin {
+                Ok(0)
+            } else {
+                Err(io::ErrorKind::WouldBlock.into())
+            };
+        }
+        if self.chance.once_in(faults.short) {
+            len = 1 + self.chance.below(len);
+            // The owner takes a short read for the last one.
+            pipe.readable = true;
+        }
+        for (to, from) in buffer.iter_mut().zip(pipe.to_server.drain(..len)) {
+            *to = from;
+        }
+        if pipe.client_fin {
+            pipe.readable = true;
+        }
+        Ok(len)
+    }
+
+    fn send<'a>(&mut self, index: usize, bytes: impl Iterator<Item = &'a u8>) -> io::Result<usize> {
+        let faults = self.faults;
+        let pipe = &mut self.pipes[index];
+        assert!(!pipe.server_closed, "sent on a closed socket");
+        assert!(!pipe.server_fin, "sent behind a FIN");
+        if pipe.reset || self.chance.once_in(faults.reset) {
+            return Err(self.reset(index));
+        }
+        let mut room = pipe.capacity.saturating_sub(pipe.to_client.len());
+        if room == 0 || self.chance.once_in(faults.would_block) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.chance.once_in(faults.short) {
+            room = 1 + self.chance.below(room);
+        }
+        let before = pipe.to_client.len();
+        pipe.to_client.extend(bytes.take(room));
+        Ok(pipe.to_client.len() - before)
+    }
+
+    fn report(&mut self, events: &mut Vec<Event<usize>>) {
+        let faults = self.faults;
+        if self.woken.swap(false, Ordering::SeqCst) {
+            events.push(Event::Woken);
+        }
+        while self.accepting && !self.backlog.is_empty() {
+            if self.chance.once_in(faults.accept) {
+                self.accepting = false;
+                // EMFILE.
+                events.push(Event::AcceptFailed(io::Error::from_raw_os_error(24)));
+                break;
+            }
+            let index = self.backlog.pop_front().expect("it is not empty");
+            events.push(Event::Accepted(index));
+        }
+        for pipe in &mut self.pipes {
+            let Some(token) = pipe.token.filter(|_| !pipe.server_closed) else {
+                continue;
+            };
+            let has_room = pipe.to_client.len() < pipe.capacity || pipe.reset;
+            let writable = pipe.awaiting_room && has_room;
+            let spurious = self.chance.once_in(faults.spurious);
+            if !(pipe.readable || writable || spurious) || self.chance.once_in(faults.late) {
+                continue;
+            }
+            pipe.awaiting_room &= !writable;
+            events.push(Event::Ready {
+                token,
+                readable: pipe.readable || spurious,
+                writable: writable || spurious,
+                hangup: pipe.client_fin || pipe.reset,
+                lapsed: self.chance.once_in(faults.spurious),
+            });
+            pipe.readable = false;
+        }
+        if self.chance.once_in(faults.spurious) && !self.closed_tokens.is_empty() {
+            let stale = self.chance.below(self.closed_tokens.len());
+            events.push(Event::Ready {
+                token: self.closed_tokens[stale],
+                readable: true,
+                writable: true,
+                hangup: true,
+                lapsed: true,
+            });
+        }
+        for index in (1..events.len()).rev() {
+            events.swap(index, self.chance.below(index + 1));
+        }
+    }
+
+    /// Whether something will be reported, late as it may be.
+    fn is_pending(&self) -> bool {
+        let is_ready = |pipe: &Pipe| {
+            let has_room = pipe.to_client.len() < pipe.capacity;
+            pipe.token.is_some()
+                && !pipe.server_closed
+                && (pipe.readable || pipe.awaiting_room && (has_room || pipe.reset))
+        };
+        self.accepting && !self.backlog.is_empty() || self.pipes.iter().any(is_ready)
+    }
+}
+
+impl Backend for SimBackend {
+    type Socket = usize;
+
+    const RECV_BATCH: usize = 4;
+
+    fn now(&self) -> Duration {
+        self.0.borrow().now
+    }
+
+    fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event<usize>>,
+    ) -> io::Result<()> {
+        let mut net = self.0.borrow_mut();
+        net.report(events);
+        if events.is_empty() && !net.is_pending() {
+            net.now += timeout.unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn pause_accept(&mut self) {
+        self.0.borrow_mut().accepting = false;
+    }
+
+    fn resume_accept(&mut self) {
+        self.0.borrow_mut().accepting = true;
+    }
+
+    fn register(&mut self, socket: usize, token: Token) -> io::Result<()> {
+        let mut net = self.0.borrow_mut();
+        let fault = net.faults.register;
+        if net.pipes[socket].token.is_none() && net.chance.once_in(fault) {
+            // ENOMEM.
+            return Err(io::Error::from_raw_os_error(12));
+        }
+        let pipe = &mut net.pipes[socket];
+        assert!(!pipe.server_closed, "registered a closed socket");
+        pipe.token = Some(token);
+        pipe.readable |= !pipe.to_server.is_empty() || pipe.client_fin || pipe.reset;
+        Ok(())
+    }
+
+    fn arm_writable(&mut self, socket: usize, _token: Token) {
+        self.0.borrow_mut().pipes[socket].awaiting_room = true;
+    }
+
+    fn recv_many(&mut self, ops: &mut [RecvOp<'_, usize>]) {
+        let mut net = self.0.borrow_mut();
+        for op in ops {
+            op.result = net.recv(op.socket, op.buffer);
+        }
+    }
+
+    fn send_many(&mut self, ops: &mut [SendOp<'_, usize>]) {
+        let mut net = self.0.borrow_mut();
+        for op in ops {
+            let bytes = op.slices.iter().flat_map(|slice| slice.iter());
+            op.result = net.send(op.socket, bytes);
+        }
+    }
+
+    fn shutdown_write(&mut self, socket: usize) {
+        let mut net = self.0.borrow_mut();
+        assert!(!net.pipes[socket].server_fin, "a second FIN");
+        net.pipes[socket].server_fin = true;
+    }
+
+    fn close(&mut self, socket: usize, token: Option<Token>) {
+        let mut net = self.0.borrow_mut();
+        let pipe = &mut net.pipes[socket];
+        assert!(!pipe.server_closed, "closed twice");
+        pipe.server_closed = true;
+        net.closed_tokens.extend(token);
+    }
+
+    fn peer_addr(&mut self, _socket: usize) -> io::Result<PeerAddr> {
+        Ok(PeerAddr::Ip(([127, 0, 0, 1], 1).into()))
+    }
+
+    fn waker(&self) -> Waker {
+        let woken = Arc::clone(&self.0.borrow().woken);
+        Waker::new(move || woken.store(true, Ordering::SeqCst))
+    }
+}

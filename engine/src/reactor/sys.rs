@@ -1,0 +1,119 @@
+//! System calls that backends share.
+
+use std::io;
+use std::io::IoSlice;
+use std::mem;
+use std::os::fd::BorrowedFd;
+use std::os::fd::RawFd;
+
+use socket2::SockRef;
+
+use super::PeerAddr;
+
+#[cfg(target_os = "linux")]
+pub(super) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+#[cfg(not(target_os = "linux"))]
+pub(super) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT;
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives without waiting.
+#[inline]
+pub(super) fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: `buffer` is writable for its length until the call returns.
+        let result = unsafe {
+            libc::recv(
+                fd,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                libc::MSG_DONTWAIT,
+            )
+        };
+        match check(result) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Sends without waiting, as much as the kernel takes.
+#[inline]
+pub(super) fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    loop {
+        let result = if let [slice] = slices {
+            // SAFETY: `slice` is readable for its length until the call returns.
+            unsafe { libc::send(fd, slice.as_ptr().cast(), slice.len(), SEND_FLAGS) }
+        } else {
+            let message = message_of(slices);
+            // SAFETY: `message` points to `slices`, which are readable until the call returns.
+            unsafe { libc::sendmsg(fd, &raw const message, SEND_FLAGS) }
+        };
+        match check(result) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// A message header that points to `slices`.
+pub(super) fn message_of(slices: &[IoSlice<'_>]) -> libc::msghdr {
+    // SAFETY: all zeros is a valid `msghdr`: null pointers and zero lengths.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    // `IoSlice` has the layout of `iovec` on Unix.
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len() as _;
+    message
+}
+
+/// The other end of a connection.
+pub(super) fn peer_addr(fd: RawFd) -> io::Result<PeerAddr> {
+    // SAFETY: the descriptor is open: its owner has not closed it.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let address = SockRef::from(&fd).peer_addr()?;
+    Ok(address.as_socket().map_or(PeerAddr::Unix, PeerAddr::Ip))
+}
+
+/// Shuts the sending direction down. The connection may be broken: then there is nothing left
+/// to shut.
+pub(super) fn shutdown_write(fd: RawFd) {
+    // SAFETY: a call without pointers; a bad descriptor is an error that is of no interest.
+    unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+}
+
+/// Closes a descriptor that its caller owns.
+pub(super) fn close(fd: RawFd) {
+    // SAFETY: the caller owns the descriptor and gives it up.
+    unsafe { libc::close(fd) };
+}
+
+/// How many CPUs this process may use.
+pub fn allowed_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Whether accepting failed for want of something that may come back.
+pub(super) fn is_exhausted(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
+}
+
+/// The most descriptors that this process may have.
+#[cfg_attr(not(feature = "uring"), allow(dead_code))]
+pub(super) fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable until the call returns.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 {
+        limit.rlim_cur as usize
+    } else {
+        1024
+    }
+}

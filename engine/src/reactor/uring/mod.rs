@@ -1,0 +1,759 @@
+//! io_uring: multishot accepts and polls, and batches that finish inside one enter.
+//!
+//! Receives and sends are submitted with `MSG_DONTWAIT`, so each completes while it is
+//! submitted, and the call that submits it takes its completion: **no request in flight points
+//! to memory**. What stays in flight (accepts, polls, the wake-up) has no pointers, so nothing
+//! has to be waited for when a connection, or the ring, is closed.
+//!
+//! Sockets are regular descriptors, or *direct* ones: entries of a table that belongs to the
+//! ring and not to the process. A table can hold as many as `RLIMIT_NOFILE` says, but each
+//! ring has one of its own: where more connections are wanted than one table holds, rings are
+//! added. The first ring is the one that waits; the others wake it through an eventfd each.
+
+mod ring;
+
+use std::collections::HashSet;
+use std::io;
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use io_uring::cqueue;
+use io_uring::opcode;
+use io_uring::squeue;
+use io_uring::squeue::Flags;
+use io_uring::types::DestinationSlot;
+use io_uring::types::Fd;
+use io_uring::types::Fixed;
+
+use super::Backend;
+use super::Event;
+use super::PeerAddr;
+use super::RecvOp;
+use super::SendOp;
+use super::Token;
+use super::Waker;
+use super::listen::Listener;
+use super::sys;
+
+use ring::Ring;
+
+// What a completion is about: the four bits above a token.
+const READABLE: u64 = 0 << Token::BITS;
+const WRITABLE: u64 = 1 << Token::BITS;
+const ACCEPT: u64 = 2 << Token::BITS;
+const WAKE: u64 = 3 << Token::BITS;
+const RECV: u64 = 4 << Token::BITS;
+const SEND: u64 = 5 << Token::BITS;
+const DONE: u64 = 6 << Token::BITS;
+const RING: u64 = 7 << Token::BITS;
+const INSTALL: u64 = 8 << Token::BITS;
+const KIND: u64 = 0xF << Token::BITS;
+
+/// The most descriptors that a ring's table can have (the kernel's limit).
+const TABLE_MAX: usize = 1 << 20;
+
+/// Descriptors left for other things when the process's limit decides.
+const DESCRIPTORS_SPARE: usize = 256;
+
+/// A multishot accept cannot be stopped at once: with fewer free slots than this, connections
+/// are accepted one by one. More than the backlogs hold, so that none is accepted into a full
+/// table, which drops it.
+const SLOTS_SPARE: usize = 2048;
+
+/// A socket: a descriptor, or a slot of a ring's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UringSocket {
+    index: u32,
+    /// `NO_RING`: a descriptor of the process.
+    ring: u16,
+}
+
+const NO_RING: u16 = u16::MAX;
+
+impl UringSocket {
+    fn is_direct(self) -> bool {
+        self.ring != NO_RING
+    }
+
+    fn fd(self) -> RawFd {
+        debug_assert!(!self.is_direct());
+        self.index as RawFd
+    }
+
+    /// The ring that serves it.
+    fn ring(self) -> usize {
+        if self.is_direct() {
+            self.ring.into()
+        } else {
+            0
+        }
+    }
+}
+
+/// Builds an entry for either kind of socket.
+macro_rules! entry {
+    ($socket:expr, $fd:ident => $entry:expr) => {
+        if $socket.is_direct() {
+            let $fd = Fixed($socket.index);
+            $entry
+        } else {
+            let $fd = Fd($socket.fd());
+            $entry
+        }
+    };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AcceptState {
+    /// Nothing is in flight.
+    Idle,
+    /// A multishot accept is in flight.
+    Many,
+    /// A single accept is in flight.
+    One,
+    /// The accept in flight has been cancelled.
+    Cancelled,
+}
+
+struct Acceptor {
+    listener: Listener,
+    state: AcceptState,
+}
+
+struct RingState {
+    ring: Ring,
+    /// Slots of its table, and how many are taken.
+    slots: usize,
+    slots_used: usize,
+    /// Its eventfd says that completions may be there.
+    signalled: bool,
+    /// Operations of the batch that is under way.
+    in_batch: usize,
+    /// Signals the first ring; none for the first.
+    _eventfd: Option<OwnedFd>,
+}
+
+/// The io_uring backend.
+pub struct UringBackend {
+    rings: Vec<RingState>,
+    acceptors: Vec<Acceptor>,
+    accepting: bool,
+    /// Connections in flight are kept in tables of so many slots, in so many rings.
+    direct: Option<Direct>,
+    /// The ring whose table accepts.
+    accept_ring: usize,
+    /// Events that came while something else was waited for.
+    stash: Vec<Event<UringSocket>>,
+    /// Tokens whose writability is awaited.
+    awaiting_room: HashSet<u64>,
+    /// Headers of the sends of a batch that have several pieces.
+    messages: Vec<libc::msghdr>,
+    eventfd: Arc<OwnedFd>,
+    start: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Direct {
+    slots: usize,
+    rings_max: usize,
+}
+
+impl std::fmt::Debug for UringBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UringBackend")
+            .field("rings", &self.rings.len())
+            .field("direct", &self.direct)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How many connections one process can have on regular descriptors.
+pub fn regular_connections_max() -> usize {
+    sys::descriptor_limit().saturating_sub(DESCRIPTORS_SPARE)
+}
+
+/// Whether io_uring does all that this backend needs: by doing it.
+///
+/// # Errors
+/// What failed: not supported, not permitted (seccomp, `kernel.io_uring_disabled`), or out of
+/// locked memory.
+pub fn probe() -> io::Result<()> {
+    let unsupported = || io::Error::from(io::ErrorKind::Unsupported);
+    let (near, far) = std::os::unix::net::UnixStream::pair()?;
+    let mut backend = UringBackend::new(Vec::new(), None)?;
+    let socket = |stream: &std::os::unix::net::UnixStream| UringSocket {
+        index: stream.as_raw_fd() as u32,
+        ring: NO_RING,
+    };
+    let token = Token::from_bits(1);
+    backend.register(socket(&near), token)?;
+
+    let mut sends = [0, 1].map(|_| SendOp {
+        socket: socket(&far),
+        slices: [io::IoSlice::new(b"probe")].into_iter().collect(),
+        result: Ok(0),
+    });
+    sends[1].socket = socket(&near);
+    backend.send_many(&mut sends);
+    let mut events = Vec::new();
+    backend.wait(Some(Duration::from_secs(1)), &mut events)?;
+    let is_ready = |event: &Event<_>| matches!(event, Event::Ready { readable: true, .. });
+    if !events.iter().any(is_ready) {
+        return Err(unsupported());
+    }
+    let mut buffers = [[0; 8]; 2];
+    let [first, second] = &mut buffers;
+    let mut receives = [(first, &near), (second, &far)].map(|(buffer, stream)| RecvOp {
+        socket: socket(stream),
+        buffer,
+        result: Ok(0),
+    });
+    backend.recv_many(&mut receives);
+    for op in receives {
+        if op.result? != 5 {
+            return Err(unsupported());
+        }
+    }
+    Ok(())
+}
+
+impl UringBackend {
+    /// A backend that accepts from these listeners, to be used on this thread only. With
+    /// `direct_connections`, sockets are direct descriptors, and so many can be held.
+    ///
+    /// # Errors
+    /// What the kernel does not support, permit, or have room for.
+    pub fn new(listeners: Vec<Listener>, direct_connections: Option<usize>) -> io::Result<Self> {
+        // SAFETY: a call without pointers; the result is checked.
+        let eventfd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if eventfd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let eventfd = Arc::new(unsafe { OwnedFd::from_raw_fd(eventfd) });
+        let direct = direct_connections.map(|connections| {
+            let table_max = sys::descriptor_limit().min(TABLE_MAX);
+            let wanted = connections.saturating_add(SLOTS_SPARE);
+            let slots = wanted.min(table_max);
+            Direct {
+                slots,
+                rings_max: wanted.div_ceil(slots),
+            }
+        });
+        let acceptor = |listener| Acceptor {
+            listener,
+            state: AcceptState::Idle,
+        };
+        let mut backend = Self {
+            rings: Vec::new(),
+            acceptors: listeners.into_iter().map(acceptor).collect(),
+            accepting: true,
+            direct,
+            accept_ring: 0,
+            stash: Vec::new(),
+            awaiting_room: HashSet::new(),
+            messages: Vec::new(),
+            eventfd,
+            start: Instant::now(),
+        };
+        backend.add_ring()?;
+        let wake = opcode::PollAdd::new(Fd(backend.eventfd.as_raw_fd()), libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(WAKE);
+        backend.push(0, &wake)?;
+        backend.arm_accepts()?;
+        Ok(backend)
+    }
+
+    fn add_ring(&mut self) -> io::Result<()> {
+        let ring = Ring::new()?;
+        let slots = self.direct.map_or(0, |direct| direct.slots);
+        if slots > 0 {
+            ring.submitter().register_files_sparse(slots as u32)?;
+        }
+        let number = self.rings.len();
+        let eventfd = if number == 0 {
+            None
+        } else {
+            // SAFETY: a call without pointers; the result is checked.
+            let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: the descriptor is new and nobody else's.
+            let eventfd = unsafe { OwnedFd::from_raw_fd(fd) };
+            ring.submitter().register_eventfd(fd)?;
+            let poll = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
+                .multi(true)
+                .build()
+                .user_data(RING | number as u64);
+            self.push(0, &poll)?;
+            Some(eventfd)
+        };
+        self.rings.push(RingState {
+            ring,
+            slots,
+            slots_used: 0,
+            signalled: true,
+            in_batch: 0,
+            _eventfd: eventfd,
+        });
+        Ok(())
+    }
+
+    /// Queues an entry that points to nothing.
+    fn push(&mut self, ring: usize, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: polls, accepts, cancels and closes point to no memory.
+        unsafe { self.rings[ring].ring.push(entry) }
+    }
+
+    /// Queues an entry that points to nothing and whose failure is of no interest.
+    fn push_quietly(&mut self, ring: usize, entry: squeue::Entry) {
+        let entry = entry.flags(Flags::SKIP_SUCCESS).user_data(DONE);
+        // It fails only when the ring is unusable; the next wait reports that.
+        let _ = self.push(ring, &entry);
+    }
+
+    /// Accepts on every listener that may and does not.
+    fn arm_accepts(&mut self) -> io::Result<()> {
+        if !self.accepting || self.acceptors.is_empty() {
+            return Ok(());
+        }
+        let mut free = usize::MAX;
+        if self.direct.is_some() {
+            self.choose_ring()?;
+            let ring = &self.rings[self.accept_ring];
+            free = ring.slots - ring.slots_used;
+        }
+        for index in 0..self.acceptors.len() {
+            let acceptor = &self.acceptors[index];
+            match acceptor.state {
+                AcceptState::Idle => {}
+                // Its table is filling up: from now on one by one.
+                AcceptState::Many if free <= SLOTS_SPARE => {
+                    self.cancel_accept(index);
+                    continue;
+                }
+                _ => continue,
+            }
+            let fd = Fd(acceptor.listener.fd());
+            // Each listener may have one accept in flight.
+            let (state, entry) = if free > SLOTS_SPARE {
+                let accept = opcode::AcceptMulti::new(fd);
+                let accept = if self.direct.is_some() {
+                    accept.allocate_file_index(true)
+                } else {
+                    accept.flags(libc::SOCK_CLOEXEC)
+                };
+                (AcceptState::Many, accept.build())
+            } else if free > self.acceptors.len() {
+                let null = std::ptr::null_mut();
+                let accept = opcode::Accept::new(fd, null, std::ptr::null_mut())
+                    .file_index(Some(DestinationSlot::auto_target()));
+                (AcceptState::One, accept.build())
+            } else {
+                continue;
+            };
+            self.acceptors[index].state = state;
+            let user_data = Self::accept_user_data(index, self.accept_ring);
+            self.push(self.accept_ring, &entry.user_data(user_data))?;
+        }
+        Ok(())
+    }
+
+    fn accept_user_data(acceptor: usize, ring: usize) -> u64 {
+        ACCEPT | (ring as u64) << 32 | acceptor as u64
+    }
+
+    fn cancel_accept(&mut self, index: usize) {
+        if matches!(
+            self.acceptors[index].state,
+            AcceptState::Many | AcceptState::One
+        ) {
+            self.acceptors[index].state = AcceptState::Cancelled;
+            let user_data = Self::accept_user_data(index, self.accept_ring);
+            self.push_quietly(
+                self.accept_ring,
+                opcode::AsyncCancel::new(user_data).build(),
+            );
+        }
+    }
+
+    /// Goes on to a ring whose table has room, if the current one has none and no accept is in
+    /// flight there.
+    fn choose_ring(&mut self) -> io::Result<()> {
+        let Some(direct) = self.direct else {
+            return Ok(());
+        };
+        let idle = |acceptor: &Acceptor| acceptor.state == AcceptState::Idle;
+        let spare = self.acceptors.len() + 1;
+        let is_full = |ring: &RingState| ring.slots - ring.slots_used <= spare;
+        if !is_full(&self.rings[self.accept_ring]) || !self.acceptors.iter().all(idle) {
+            return Ok(());
+        }
+        let emptiest = (0..self.rings.len()).min_by_key(|&ring| self.rings[ring].slots_used);
+        if let Some(ring) = emptiest.filter(|&ring| !is_full(&self.rings[ring])) {
+            self.accept_ring = ring;
+        } else if self.rings.len() < direct.rings_max {
+            self.add_ring()?;
+            self.accept_ring = self.rings.len() - 1;
+        }
+        Ok(())
+    }
+
+    /// Takes a completion that is not of the batch under way.
+    fn handle(&mut self, ring: usize, entry: &cqueue::Entry) -> io::Result<()> {
+        let user_data = entry.user_data();
+        let result = entry.result();
+        let more = cqueue::more(entry.flags());
+        match user_data & KIND {
+            READABLE
+                // Cancelled: the socket has been closed.
+                if result != -libc::ECANCELED => {
+                    let mask = if result < 0 {
+                        libc::POLLERR.into()
+                    } else {
+                        result
+                    };
+                    let hangup = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+                    self.stash.push(Event::Ready {
+                        token: Token::from_bits(user_data),
+                        readable: true,
+                        writable: false,
+                        hangup: mask & i32::from(hangup) != 0,
+                        lapsed: !more,
+                    });
+                }
+            WRITABLE
+                if self.awaiting_room.remove(&(user_data & !KIND)) => {
+                    self.stash.push(Event::Ready {
+                        token: Token::from_bits(user_data),
+                        readable: false,
+                        writable: true,
+                        hangup: false,
+                        lapsed: false,
+                    });
+                }
+            ACCEPT => self.handle_accept(ring, user_data as u32 as usize, result, more)?,
+            WAKE => {
+                self.stash.push(Event::Woken);
+                if !more {
+                    let fd = Fd(self.eventfd.as_raw_fd());
+                    let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32)
+                        .multi(true)
+                        .build();
+                    self.push(0, &poll.user_data(WAKE))?;
+                }
+            }
+            RING => self.rings[(user_data & !KIND) as usize].signalled = true,
+            // A cancel or a close that had nothing left to do.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn handle_accept(
+        &mut self,
+        ring: usize,
+        index: usize,
+        result: i32,
+        more: bool,
+    ) -> io::Result<()> {
+        if result >= 0 {
+            let socket = if self.direct.is_some() {
+                self.rings[ring].slots_used += 1;
+                UringSocket {
+                    index: result as u32,
+                    ring: ring as u16,
+                }
+            } else {
+                UringSocket {
+                    index: result as u32,
+                    ring: NO_RING,
+                }
+            };
+            self.stash.push(Event::Accepted(socket));
+        }
+        if !more {
+            self.acceptors[index].state = AcceptState::Idle;
+            let error = io::Error::from_raw_os_error(-result);
+            if result < 0 && sys::is_exhausted(&error) {
+                self.accepting = false;
+                self.stash.push(Event::AcceptFailed(error));
+            }
+        }
+        self.arm_accepts()
+    }
+
+    /// Takes all completions that are there.
+    fn reap(&mut self, ring: usize) -> io::Result<()> {
+        while let Some(entry) = self.rings[ring].ring.complete() {
+            self.handle(ring, &entry)?;
+        }
+        Ok(())
+    }
+
+    /// Submits the batch and calls `done` with each of its completions: operation, result.
+    /// Goes on until `missing` completions have come and everything is submitted.
+    fn run_batch(
+        &mut self,
+        ring: usize,
+        mut missing: usize,
+        mut done: impl FnMut(u64, i32),
+    ) -> io::Result<()> {
+        loop {
+            let want = u32::from(missing > 0 && !self.rings[ring].ring.has_submissions());
+            self.rings[ring].ring.enter(want, None)?;
+            while let Some(entry) = self.rings[ring].ring.complete() {
+                let user_data = entry.user_data();
+                match user_data & KIND {
+                    RECV | SEND | INSTALL => {
+                        missing = missing.saturating_sub(1);
+                        done(user_data & !KIND, entry.result());
+                    }
+                    _ => self.handle(ring, &entry)?,
+                }
+            }
+            if missing == 0 && !self.rings[ring].ring.has_submissions() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A descriptor of the process for a direct one.
+    fn install(&mut self, socket: UringSocket) -> io::Result<OwnedFd> {
+        let ring = socket.ring();
+        let entry = opcode::FixedFdInstall::new(Fixed(socket.index), 0).build();
+        self.push(ring, &entry.user_data(INSTALL))?;
+        let mut result = -libc::EIO;
+        self.run_batch(ring, 1, |_, installed| result = installed)?;
+        if result < 0 {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+        // SAFETY: the kernel has made this descriptor for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(result) })
+    }
+}
+
+impl Backend for UringBackend {
+    type Socket = UringSocket;
+
+    const RECV_BATCH: usize = 16;
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        events: &mut Vec<Event<UringSocket>>,
+    ) -> io::Result<()> {
+        for ring in 1..self.rings.len() {
+            if self.rings[ring].signalled || self.rings[ring].ring.has_submissions() {
+                self.rings[ring].signalled = false;
+                self.rings[ring].ring.enter(0, None)?;
+                self.reap(ring)?;
+            }
+        }
+        let poll_only = timeout == Some(Duration::ZERO) || !self.stash.is_empty();
+        if poll_only {
+            self.rings[0].ring.enter(0, None)?;
+        } else {
+            self.rings[0].ring.enter(1, timeout)?;
+        }
+        self.reap(0)?;
+        for ring in 1..self.rings.len() {
+            if self.rings[ring].signalled {
+                self.rings[ring].signalled = false;
+                self.rings[ring].ring.enter(0, None)?;
+                self.reap(ring)?;
+            }
+        }
+        events.append(&mut self.stash);
+        Ok(())
+    }
+
+    fn pause_accept(&mut self) {
+        self.accepting = false;
+        for index in 0..self.acceptors.len() {
+            self.cancel_accept(index);
+        }
+    }
+
+    fn resume_accept(&mut self) {
+        self.accepting = true;
+        // It fails only when the ring is unusable; the next wait reports that.
+        let _ = self.arm_accepts();
+    }
+
+    fn register(&mut self, socket: UringSocket, token: Token) -> io::Result<()> {
+        let mask = (libc::POLLIN | libc::POLLRDHUP) as u32;
+        let entry = entry!(socket, fd => opcode::PollAdd::new(fd, mask).multi(true).build());
+        self.push(socket.ring(), &entry.user_data(READABLE | token.to_bits()))
+    }
+
+    fn arm_writable(&mut self, socket: UringSocket, token: Token) {
+        if self.awaiting_room.insert(token.to_bits()) {
+            let mask = libc::POLLOUT as u32;
+            let entry = entry!(socket, fd => opcode::PollAdd::new(fd, mask).build());
+            // It fails only when the ring is unusable; the next wait reports that.
+            let _ = self.push(socket.ring(), &entry.user_data(WRITABLE | token.to_bits()));
+        }
+    }
+
+    fn recv_many(&mut self, ops: &mut [RecvOp<'_, UringSocket>]) {
+        if let [op] = ops
+            && !op.socket.is_direct()
+        {
+            // Never a batch of one: a ring's call costs more than the plain one.
+            op.result = sys::recv(op.socket.fd(), op.buffer);
+            return;
+        }
+        for (index, op) in ops.iter_mut().enumerate() {
+            let (pointer, len) = (op.buffer.as_mut_ptr(), op.buffer.len() as u32);
+            let entry = entry!(op.socket, fd => opcode::Recv::new(fd, pointer, len)
+                .flags(libc::MSG_DONTWAIT)
+                .build());
+            let ring = &mut self.rings[op.socket.ring()];
+            // SAFETY: the buffer is borrowed until this function returns, and the loop below
+            // does not end before the receive has completed.
+            let pushed = unsafe { ring.ring.push(&entry.user_data(RECV | index as u64)) };
+            op.result = pushed.map(|()| 0);
+            ring.in_batch += usize::from(op.result.is_ok());
+        }
+        for ring in 0..self.rings.len() {
+            let missing = mem::take(&mut self.rings[ring].in_batch);
+            if missing > 0 {
+                let run = self.run_batch(ring, missing, |index, result| {
+                    ops[index as usize].result = to_result(result);
+                });
+                // The kernel refuses the ring itself: it may still hold our pointers.
+                run.expect("a ring that has worked goes on working");
+            }
+        }
+    }
+
+    fn send_many(&mut self, ops: &mut [SendOp<'_, UringSocket>]) {
+        if let [op] = ops
+            && !op.socket.is_direct()
+        {
+            op.result = sys::send(op.socket.fd(), &op.slices);
+            return;
+        }
+        self.messages.clear();
+        // The entries point into it: it must not grow.
+        self.messages.reserve(ops.len());
+        let flags = sys::SEND_FLAGS | libc::MSG_WAITALL;
+        for (index, op) in ops.iter_mut().enumerate() {
+            let entry = if let [slice] = &op.slices[..] {
+                entry!(op.socket, fd => opcode::Send::new(fd, slice.as_ptr(), slice.len() as u32)
+                    .flags(flags)
+                    .build())
+            } else {
+                self.messages.push(sys::message_of(&op.slices));
+                let message = &raw const self.messages[self.messages.len() - 1];
+                entry!(op.socket, fd => opcode::SendMsg::new(fd, message)
+                    .flags(flags as u32)
+                    .build())
+            };
+            // A send that takes everything says nothing.
+            let entry = entry.flags(Flags::SKIP_SUCCESS);
+            let ring = &mut self.rings[op.socket.ring()];
+            // SAFETY: the pieces are borrowed, and `messages` is not touched, until the loop
+            // below has submitted the send, which completes while it is submitted.
+            let pushed = unsafe { ring.ring.push(&entry.user_data(SEND | index as u64)) };
+            op.result = pushed.map(|()| op.len());
+            ring.in_batch += 1;
+        }
+        for ring in 0..self.rings.len() {
+            if mem::take(&mut self.rings[ring].in_batch) > 0 {
+                let run = self.run_batch(ring, 0, |index, result| {
+                    ops[index as usize].result = to_result(result);
+                });
+                run.expect("a ring that has worked goes on working");
+            }
+        }
+    }
+
+    fn shutdown_write(&mut self, socket: UringSocket) {
+        if !socket.is_direct() {
+            return sys::shutdown_write(socket.fd());
+        }
+        // The ring's own shutdown runs on a kernel thread, which costs more.
+        match self.install(socket) {
+            Ok(fd) => sys::shutdown_write(fd.as_raw_fd()),
+            Err(_) => {
+                let entry = opcode::Shutdown::new(Fixed(socket.index), libc::SHUT_WR).build();
+                self.push_quietly(socket.ring(), entry);
+            }
+        }
+    }
+
+    fn close(&mut self, socket: UringSocket, token: Option<Token>) {
+        let ring = socket.ring();
+        if let Some(token) = token {
+            // A poll holds the socket open: it goes first.
+            let poll = opcode::PollRemove::new(READABLE | token.to_bits()).build();
+            self.push_quietly(ring, poll);
+            if self.awaiting_room.remove(&token.to_bits()) {
+                let poll = opcode::PollRemove::new(WRITABLE | token.to_bits()).build();
+                self.push_quietly(ring, poll);
+            }
+        }
+        let close = entry!(socket, fd => opcode::Close::new(fd).build());
+        self.push_quietly(ring, close);
+        if socket.is_direct() {
+            self.rings[ring].slots_used -= 1;
+            if self.accepting {
+                // There may be room now. An error is the next wait's to report.
+                let _ = self.arm_accepts();
+            }
+        }
+    }
+
+    fn peer_addr(&mut self, socket: UringSocket) -> io::Result<PeerAddr> {
+        if socket.is_direct() {
+            let fd = self.install(socket)?;
+            sys::peer_addr(fd.as_raw_fd())
+        } else {
+            sys::peer_addr(socket.fd())
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        let eventfd = Arc::clone(&self.eventfd);
+        Waker::new(move || {
+            let one = 1_u64;
+            // SAFETY: eight bytes are readable at `one` until the call returns. It fails only
+            // when the counter is full, and then the sleeper has been woken before.
+            unsafe { libc::write(eventfd.as_raw_fd(), (&raw const one).cast(), 8) };
+        })
+    }
+}
+
+impl Drop for UringBackend {
+    fn drop(&mut self) {
+        // Regular descriptors belong to the process: those that were accepted and never handed
+        // out are closed here, and so is what has been queued.
+        for event in mem::take(&mut self.stash) {
+            if let Event::Accepted(socket) = event {
+                self.close(socket, None);
+            }
+        }
+        for state in &mut self.rings {
+            let _ = state.ring.enter(0, None);
+        }
+    }
+}
+
+fn to_result(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
