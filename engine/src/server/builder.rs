@@ -1,0 +1,375 @@
+use std::fmt;
+use std::str::FromStr;
+
+use crate::config::Limits;
+use crate::config::OriginPolicy;
+use crate::conn::Closed;
+use crate::error::ConfigError;
+use crate::error::Error;
+use crate::error::Result;
+use crate::http1;
+use crate::http1::Request;
+use crate::http1::Response;
+use crate::protocol::Message;
+use crate::reactor;
+use crate::reactor::listen::Address;
+use crate::reactor::listen::Listener;
+use crate::worker::Context;
+use crate::worker::Handler;
+
+use super::Server;
+use super::closures::Closures;
+use super::closures::Factory;
+use super::closures::MakeHandler;
+use super::closures::Unset;
+
+/// The most threads.
+const THREADS_MAX: usize = 1024;
+
+/// Which mechanism of the operating system moves the bytes. All behave the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BackendChoice {
+    /// io_uring if it works here, else readiness.
+    #[default]
+    Auto,
+    /// io_uring; an error if it does not work here.
+    Uring,
+    /// epoll on Linux, kqueue elsewhere.
+    Poll,
+}
+
+impl FromStr for BackendChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "uring" => Ok(Self::Uring),
+            "poll" => Ok(Self::Poll),
+            _ => Err(format!("no backend {text:?}: wanted auto, uring or poll")),
+        }
+    }
+}
+
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Poll => "poll",
+        })
+    }
+}
+
+/// The settings of a server, besides its handler.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings {
+    pub(super) limits: Limits,
+    pub(super) subprotocols: Vec<String>,
+    pub(super) origins: OriginPolicy,
+    pub(super) threads: Option<usize>,
+    pub(super) backend: BackendChoice,
+    pub(super) connections_max: Option<usize>,
+    pub(super) direct_descriptors: Option<bool>,
+    addresses: Vec<std::result::Result<Address, String>>,
+}
+
+/// Settings and handler of a server to be.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder<M> {
+    settings: Settings,
+    make: M,
+}
+
+/// Without closures, and without a handler.
+pub type NewBuilder = Builder<Closures<Unset, Unset, Unset, Unset, Unset>>;
+
+impl NewBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            settings: Settings::default(),
+            make: Closures::default(),
+        }
+    }
+
+    /// Sets the handler: `factory` makes one for each thread, on that thread; it gets the
+    /// thread's number.
+    pub fn handler<H: Handler, F>(self, factory: F) -> Builder<Factory<F>>
+    where
+        F: Fn(usize) -> H + Send + Sync + 'static,
+    {
+        Builder {
+            settings: self.settings,
+            make: Factory(factory),
+        }
+    }
+}
+
+/// Where an address can come from: `"127.0.0.1:9001"`, `"[::1]:0"`, `"unix:/run/chat"`, a
+/// `SocketAddr`, or an [`Address`].
+pub trait IntoAddress {
+    /// The address, or the text that is none.
+    ///
+    /// # Errors
+    /// The text.
+    fn into_address(self) -> std::result::Result<Address, String>;
+}
+
+impl IntoAddress for &str {
+    fn into_address(self) -> std::result::Result<Address, String> {
+        self.parse().map_err(|()| self.to_owned())
+    }
+}
+
+impl IntoAddress for Address {
+    fn into_address(self) -> std::result::Result<Address, String> {
+        Ok(self)
+    }
+}
+
+impl IntoAddress for std::net::SocketAddr {
+    fn into_address(self) -> std::result::Result<Address, String> {
+        Ok(Address::Ip(self))
+    }
+}
+
+impl<O, M, D, C, T> Builder<Closures<O, M, D, C, T>> {
+    /// Called when a connection has opened.
+    pub fn on_open<F>(self, open: F) -> Builder<Closures<F, M, D, C, T>>
+    where
+        F: Fn(&mut Context<'_, ()>) + Clone + Send + Sync + 'static,
+    {
+        let Closures {
+            message,
+            drain,
+            close,
+            http,
+            ..
+        } = self.make;
+        self.settings.with(Closures {
+            open,
+            message,
+            drain,
+            close,
+            http,
+        })
+    }
+
+    /// Called with each message.
+    pub fn on_message<F>(self, message: F) -> Builder<Closures<O, F, D, C, T>>
+    where
+        F: Fn(&mut Context<'_, ()>, Message<'_>) + Clone + Send + Sync + 'static,
+    {
+        let Closures {
+            open,
+            drain,
+            close,
+            http,
+            ..
+        } = self.make;
+        self.settings.with(Closures {
+            open,
+            message,
+            drain,
+            close,
+            http,
+        })
+    }
+
+    /// Called when output that was held up, or refused, has drained.
+    pub fn on_drain<F>(self, drain: F) -> Builder<Closures<O, M, F, C, T>>
+    where
+        F: Fn(&mut Context<'_, ()>) + Clone + Send + Sync + 'static,
+    {
+        let Closures {
+            open,
+            message,
+            close,
+            http,
+            ..
+        } = self.make;
+        self.settings.with(Closures {
+            open,
+            message,
+            drain,
+            close,
+            http,
+        })
+    }
+
+    /// Called when a connection is over.
+    pub fn on_close<F>(self, close: F) -> Builder<Closures<O, M, D, F, T>>
+    where
+        F: Fn(&mut Context<'_, ()>, &Closed<'_>) + Clone + Send + Sync + 'static,
+    {
+        let Closures {
+            open,
+            message,
+            drain,
+            http,
+            ..
+        } = self.make;
+        self.settings.with(Closures {
+            open,
+            message,
+            drain,
+            close,
+            http,
+        })
+    }
+
+    /// Answers GET and HEAD requests that ask for no WebSocket.
+    pub fn on_http<F>(self, http: F) -> Builder<Closures<O, M, D, C, F>>
+    where
+        F: Fn(&Request<'_>) -> Response + Clone + Send + Sync + 'static,
+    {
+        let Closures {
+            open,
+            message,
+            drain,
+            close,
+            ..
+        } = self.make;
+        self.settings.with(Closures {
+            open,
+            message,
+            drain,
+            close,
+            http,
+        })
+    }
+}
+
+impl Settings {
+    fn with<M>(self, make: M) -> Builder<M> {
+        Builder {
+            settings: self,
+            make,
+        }
+    }
+
+    fn validate(&self) -> std::result::Result<(), ConfigError> {
+        self.limits.validate()?;
+        let threads = self.threads();
+        if threads == 0 || threads > THREADS_MAX {
+            return Err(ConfigError::Threads(threads));
+        }
+        match &self.addresses[..] {
+            [] => return Err(ConfigError::Address(String::new())),
+            addresses => {
+                for address in addresses {
+                    if let Err(text) = address {
+                        return Err(ConfigError::Address(text.clone()));
+                    }
+                }
+            }
+        }
+        let is_bad = |name: &&String| !http1::is_token(name.as_bytes());
+        if let Some(bad) = self.subprotocols.iter().find(is_bad) {
+            return Err(ConfigError::Subprotocol(bad.clone()));
+        }
+        match self.backend {
+            BackendChoice::Uring if !cfg!(all(feature = "uring", target_os = "linux")) => {
+                Err(ConfigError::Backend("uring"))
+            }
+            BackendChoice::Poll if !cfg!(feature = "poll") => Err(ConfigError::Backend("poll")),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(reactor::allowed_cpus)
+    }
+}
+
+impl<M: MakeHandler> Builder<M> {
+    /// Listens here as well; a bad address is reported by [`bind`](Self::bind).
+    pub fn listen(mut self, address: impl IntoAddress) -> Self {
+        self.settings.addresses.push(address.into_address());
+        self
+    }
+
+    /// Sets all limits and time-outs.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.settings.limits = limits;
+        self
+    }
+
+    /// The longest message in bytes. The output limit is raised with it where it would not
+    /// hold one.
+    pub fn message_len_max(mut self, len: usize) -> Self {
+        let limits = &mut self.settings.limits;
+        limits.message_len_max = len;
+        limits.output_len_max = limits.output_len_max.max(len.saturating_add(16));
+        self
+    }
+
+    /// Subprotocols that the server speaks, the preferred one first (RFC 6455 §1.9).
+    pub fn subprotocols<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.settings.subprotocols = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Which browsers' pages may connect.
+    pub fn origins(mut self, policy: OriginPolicy) -> Self {
+        self.settings.origins = policy;
+        self
+    }
+
+    /// How many threads; by default one for each CPU that the process may use.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.settings.threads = Some(threads);
+        self
+    }
+
+    /// Which mechanism moves the bytes.
+    pub fn backend(mut self, backend: BackendChoice) -> Self {
+        self.settings.backend = backend;
+        self
+    }
+
+    /// The most connections at once, of all threads; further ones are closed at once. No limit
+    /// by default but what the system has. If it is more than the process may have
+    /// descriptors, io_uring holds them in tables of its own.
+    pub fn connections_max(mut self, connections: usize) -> Self {
+        self.settings.connections_max = Some(connections);
+        self
+    }
+
+    /// Whether io_uring is to hold connections in tables of its own (direct descriptors).
+    /// Decided by [`connections_max`](Self::connections_max) if it is not said.
+    pub fn direct_descriptors(mut self, direct: bool) -> Self {
+        self.settings.direct_descriptors = Some(direct);
+        self
+    }
+
+    /// Listens on `address`, and on those given before.
+    ///
+    /// # Errors
+    /// A setting that makes no sense, or an address that cannot be listened on.
+    pub fn bind(mut self, address: impl IntoAddress) -> Result<Server<M>> {
+        self.settings.addresses.push(address.into_address());
+        self.settings.validate()?;
+        let addresses: Vec<Address> = self.settings.addresses.drain(..).flatten().collect();
+        let threads = self.settings.threads();
+        let mut listeners: Vec<Vec<Listener>> = (0..threads).map(|_| Vec::new()).collect();
+        let mut bound = Vec::new();
+        for address in &addresses {
+            let first = Listener::bind(address).map_err(Error::io("bind"))?;
+            bound.push(first.address().clone());
+            for listeners in &mut listeners[1..] {
+                let another = first.for_another_thread().map_err(Error::io("bind"))?;
+                listeners.push(another);
+            }
+            listeners[0].push(first);
+        }
+        Ok(Server {
+            settings: self.settings,
+            make: self.make,
+            listeners,
+            addresses: bound,
+        })
+    }
+}

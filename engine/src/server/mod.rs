@@ -1,0 +1,311 @@
+#![forbid(unsafe_code)]
+//! Listening sockets, threads, and the handle that reaches them.
+
+mod builder;
+mod closures;
+
+pub use builder::BackendChoice;
+pub use builder::Builder;
+pub use builder::IntoAddress;
+pub use builder::NewBuilder;
+pub use closures::MakeHandler;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
+use std::thread::JoinHandle;
+
+use crate::conn::Env;
+use crate::error::Error;
+use crate::error::Result;
+use crate::reactor;
+use crate::reactor::Backend;
+use crate::reactor::listen::Address;
+use crate::reactor::listen::Listener;
+use crate::reactor::spin::Spin;
+use crate::worker::Remote;
+use crate::worker::Shared;
+use crate::worker::Worker;
+
+use builder::Settings;
+
+/// A server that listens and does not accept yet.
+#[derive(Debug)]
+pub struct Server<M> {
+    settings: Settings,
+    make: M,
+    /// By thread.
+    listeners: Vec<Vec<Listener>>,
+    addresses: Vec<Address>,
+}
+
+impl Server<()> {
+    /// Starts with the defaults: every limit of `docs/LIMITS.md`, one thread for each CPU.
+    pub fn builder() -> NewBuilder {
+        NewBuilder::new()
+    }
+}
+
+/// The mechanism that runs: decided once, at the start.
+#[derive(Clone, Copy, Debug)]
+enum Mechanism {
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    Uring { direct_connections: Option<usize> },
+    #[cfg(feature = "poll")]
+    Poll,
+}
+
+impl<M: MakeHandler> Server<M> {
+    /// Where it listens: the first address.
+    pub fn local_addr(&self) -> &Address {
+        &self.addresses[0]
+    }
+
+    /// Serves on this thread and others until something fails.
+    ///
+    /// # Errors
+    /// What kept a thread from starting or going on.
+    pub fn run(self) -> Result<()> {
+        self.spawn()?.join()
+    }
+
+    /// Serves on threads of its own.
+    ///
+    /// # Errors
+    /// What kept a thread from starting.
+    pub fn spawn(self) -> Result<Handle> {
+        let (mechanism, description) = choose(&self.settings)?;
+        log::info!("{description}");
+        let threads = self.listeners.len();
+        let remote = Remote::new(threads);
+        let shared = Arc::new(Shared {
+            connections: AtomicUsize::new(0),
+            connections_max: self.settings.connections_max.unwrap_or(usize::MAX),
+        });
+        let make = Arc::new(self.make);
+        let settings = Arc::new(self.settings);
+        let (started, starts) = mpsc::channel();
+        let mut handle = Handle {
+            addresses: self.addresses,
+            description,
+            remote: remote.clone(),
+            shared: Arc::clone(&shared),
+            threads: Vec::new(),
+        };
+        for (number, listeners) in self.listeners.into_iter().enumerate() {
+            let start = Start {
+                number,
+                listeners,
+                settings: Arc::clone(&settings),
+                make: Arc::clone(&make),
+                remote: remote.clone(),
+                shared: Arc::clone(&shared),
+                started: started.clone(),
+            };
+            let thread = thread::Builder::new()
+                .name(format!("sockeye-{number}"))
+                .spawn(move || start.run(mechanism))
+                .map_err(Error::io("spawn a thread"));
+            match thread {
+                Ok(thread) => handle.threads.push(thread),
+                Err(error) => {
+                    handle.shutdown();
+                    return Err(error);
+                }
+            }
+        }
+        drop(started);
+        for _ in 0..threads {
+            // A thread that panics before it has started says nothing.
+            let result = starts.recv().unwrap_or_else(|_| {
+                let error = io::Error::other("the handler factory panicked");
+                Err(Error::io("start a thread")(error))
+            });
+            if let Err(error) = result {
+                handle.shutdown();
+                return Err(error);
+            }
+        }
+        Ok(handle)
+    }
+}
+
+/// Decides which mechanism runs, and says why.
+fn choose(settings: &Settings) -> Result<(Mechanism, String)> {
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    let refusal = if settings.backend == BackendChoice::Poll {
+        String::new()
+    } else {
+        use crate::reactor::uring;
+        match uring::probe() {
+            Ok(()) => {
+                let wanted = settings.connections_max.unwrap_or(0);
+                let regular_max = uring::regular_connections_max();
+                let direct = settings.direct_descriptors.unwrap_or(wanted > regular_max);
+                let connections = settings.connections_max.unwrap_or(regular_max);
+                let mechanism = Mechanism::Uring {
+                    direct_connections: direct.then_some(connections),
+                };
+                let kind = if direct { "direct" } else { "regular" };
+                return Ok((mechanism, format!("io_uring, {kind} descriptors")));
+            }
+            Err(error) if settings.backend == BackendChoice::Uring => {
+                return Err(Error::io("set io_uring up")(error));
+            }
+            Err(error) => format!(" (io_uring does not work here: {error})"),
+        }
+    };
+    #[cfg(not(all(feature = "uring", target_os = "linux")))]
+    let (refusal, _) = (String::new(), settings);
+
+    #[cfg(feature = "poll")]
+    {
+        let name = if cfg!(target_os = "linux") {
+            "epoll"
+        } else {
+            "kqueue"
+        };
+        Ok((Mechanism::Poll, format!("{name}{refusal}")))
+    }
+    #[cfg(not(feature = "poll"))]
+    {
+        let error = io::Error::new(io::ErrorKind::Unsupported, refusal);
+        Err(Error::io("find a backend")(error))
+    }
+}
+
+/// What a thread starts with.
+struct Start<M> {
+    number: usize,
+    listeners: Vec<Listener>,
+    settings: Arc<Settings>,
+    make: Arc<M>,
+    remote: Remote,
+    shared: Arc<Shared>,
+    started: mpsc::Sender<Result<()>>,
+}
+
+impl<M: MakeHandler> Start<M> {
+    fn run(mut self, mechanism: Mechanism) -> Result<()> {
+        let listeners = std::mem::take(&mut self.listeners);
+        match mechanism {
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Mechanism::Uring { direct_connections } => {
+                use crate::reactor::uring::UringBackend;
+                self.serve(UringBackend::new(listeners, direct_connections))
+            }
+            #[cfg(feature = "poll")]
+            Mechanism::Poll => {
+                use crate::reactor::poll::PollBackend;
+                self.serve(PollBackend::new(listeners))
+            }
+        }
+    }
+
+    fn serve<B: Backend>(self, backend: io::Result<B>) -> Result<()> {
+        let backend = match backend {
+            Ok(backend) => backend,
+            Err(error) => {
+                // `spawn` waits for the word of each thread.
+                let _ = self.started.send(Err(Error::io("set a backend up")(error)));
+                return Ok(());
+            }
+        };
+        let settings = &self.settings;
+        let env = Env::new(
+            settings.limits.clone(),
+            settings.subprotocols.clone(),
+            settings.origins,
+        );
+        let spin = Spin::new(self.remote.workers(), reactor::allowed_cpus());
+        let worker: Worker<B, M::Handler> = Worker::new(
+            backend,
+            self.make.make(self.number),
+            env,
+            self.number as u16,
+            self.remote.clone(),
+            self.shared,
+            spin,
+        );
+        let _ = self.started.send(Ok(()));
+        drop(self.started);
+        worker.run().map_err(Error::io("wait for events"))
+    }
+}
+
+/// A server that runs. Dropping the handle leaves it running.
+#[derive(Debug)]
+pub struct Handle {
+    addresses: Vec<Address>,
+    description: String,
+    remote: Remote,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Handle {
+    /// Where it listens: the first address.
+    pub fn local_addr(&self) -> &Address {
+        &self.addresses[0]
+    }
+
+    /// Where it listens: every address, in the order they were given.
+    pub fn local_addrs(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// What moves the bytes: `io_uring, regular descriptors`.
+    pub fn backend(&self) -> &str {
+        &self.description
+    }
+
+    /// How many threads serve.
+    pub fn threads(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Connections at this moment, in whatever phase.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// Reaches the connections.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Accepts no more, sends every connection a Close frame (1001), and ends when all have
+    /// answered or the close time-out is over.
+    pub fn shutdown(&self) {
+        self.remote.shutdown();
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// What kept a thread from going on.
+    pub fn join(self) -> Result<()> {
+        let mut result = Ok(());
+        for thread in self.threads {
+            let ended = thread.join().unwrap_or_else(|_| {
+                let error = io::Error::other("a worker panicked");
+                Err(Error::io("serve")(error))
+            });
+            if ended.is_err() && result.is_ok() {
+                // One that cannot go on takes the others with it.
+                self.remote.shutdown();
+                result = ended;
+            }
+        }
+        for address in self.addresses {
+            if let Address::Unix(path) = address {
+                // Somebody else may have removed it.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,124 @@
+//! From a connection to the handler.
+
+use std::io;
+use std::slice;
+
+use crate::buffer::Pool;
+use crate::buffer::SendQueue;
+use crate::conn::Closed;
+use crate::conn::Output;
+use crate::conn::Sink;
+use crate::conn::Upgrade;
+use crate::http1::Request;
+use crate::http1::Response;
+use crate::protocol::Message;
+use crate::protocol::handshake::UpgradeRequest;
+use crate::reactor::Backend;
+use crate::reactor::PeerAddr;
+use crate::reactor::SLICES_MAX;
+use crate::reactor::SendOp;
+
+use super::ConnId;
+use super::Context;
+use super::Handler;
+use super::Remote;
+use super::handler::Wire;
+
+/// Where one connection delivers during one call.
+pub(super) struct Delivery<'a, B: Backend, H> {
+    pub(super) handler: &'a mut H,
+    pub(super) wire: SocketWire<'a, B>,
+    pub(super) remote: &'a Remote,
+    pub(super) id: ConnId,
+}
+
+/// One connection's socket.
+pub(super) struct SocketWire<'a, B: Backend> {
+    pub(super) backend: &'a mut B,
+    pub(super) socket: B::Socket,
+}
+
+impl<B: Backend> Wire for SocketWire<'_, B> {
+    fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {
+        while !queue.is_empty() {
+            let (len, sent) = {
+                let mut op = SendOp {
+                    socket: self.socket,
+                    slices: queue.slices().take(SLICES_MAX).collect(),
+                    result: Ok(0),
+                };
+                self.backend.send_many(slice::from_mut(&mut op));
+                // An error is met again by the next send or receive, which reports it.
+                (op.len(), op.result.unwrap_or(0))
+            };
+            queue.consume(sent, pool);
+            if sent < len {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn peer_addr(&mut self) -> io::Result<PeerAddr> {
+        self.backend.peer_addr(self.socket)
+    }
+}
+
+impl<B: Backend, H: Handler> Delivery<'_, B, H> {
+    /// The handler, and the connection as it gets it.
+    #[inline]
+    fn split<'a>(&'a mut self, output: Output<'a, H::Data>) -> (&'a mut H, Context<'a, H::Data>) {
+        let context = Context {
+            output,
+            wire: &mut self.wire,
+            remote: self.remote,
+            id: self.id,
+        };
+        (self.handler, context)
+    }
+}
+
+impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
+    fn upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<H::Data> {
+        self.handler.on_upgrade(request)
+    }
+
+    fn http(&mut self, request: &Request<'_>) -> Response {
+        self.handler.on_http(request)
+    }
+
+    fn open(&mut self, output: Output<'_, H::Data>) {
+        let (handler, mut context) = self.split(output);
+        handler.on_open(&mut context);
+    }
+
+    #[inline]
+    fn message(&mut self, output: Output<'_, H::Data>, message: Message<'_>) {
+        let (handler, mut context) = self.split(output);
+        handler.on_message(&mut context, message);
+    }
+
+    fn ping(&mut self, output: Output<'_, H::Data>, payload: &[u8]) {
+        let (handler, mut context) = self.split(output);
+        handler.on_ping(&mut context, payload);
+    }
+
+    fn pong(&mut self, output: Output<'_, H::Data>, payload: &[u8]) {
+        let (handler, mut context) = self.split(output);
+        handler.on_pong(&mut context, payload);
+    }
+
+    fn drain(&mut self, output: Output<'_, H::Data>) {
+        let (handler, mut context) = self.split(output);
+        handler.on_drain(&mut context);
+    }
+
+    fn close(&mut self, output: Output<'_, H::Data>, closed: &Closed<'_>) {
+        let (handler, mut context) = self.split(output);
+        handler.on_close(&mut context, closed);
+    }
+
+    fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {
+        self.wire.flush(queue, pool)
+    }
+}

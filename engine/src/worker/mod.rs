@@ -1,0 +1,771 @@
+#![forbid(unsafe_code)]
+//! One thread: a backend, its connections, their deadlines, the user's handler, the loop.
+//!
+//! A turn: wait once; receive for every ready connection, within its budget; expire deadlines;
+//! take the mailbox; one send per connection that has output. Callbacks run while a connection
+//! is taken apart into the parts they may touch; what they ask of others goes through the
+//! mailbox.
+//!
+//! **Invariant:** a connection is removed only between callbacks, and `on_close` has been
+//! called for every connection for which `on_open` was, when its slot is given back.
+
+mod delivery;
+mod handler;
+mod mailbox;
+
+pub use handler::ConnId;
+pub use handler::Context;
+pub use handler::Handler;
+pub(crate) use handler::upgrade_required;
+#[cfg(feature = "testkit")]
+pub use mailbox::MAILBOX_LEN_MAX;
+pub use mailbox::PostError;
+pub use mailbox::Remote;
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::panic;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use bytes::Bytes;
+
+use crate::conn::Conn;
+use crate::conn::Deadline;
+use crate::conn::Env;
+use crate::conn::HEADROOM;
+use crate::conn::Step;
+use crate::protocol::CloseCode;
+use crate::protocol::CloseFrame;
+use crate::reactor;
+use crate::reactor::Backend;
+use crate::reactor::Event;
+use crate::reactor::RecvOp;
+use crate::reactor::SLICES_MAX;
+use crate::reactor::SendOp;
+use crate::reactor::Token;
+use crate::reactor::spin::Spin;
+use crate::slab::Key;
+use crate::slab::Slab;
+use crate::timer::Deadlines;
+
+use delivery::Delivery;
+use delivery::SocketWire;
+use mailbox::Command;
+
+/// The thread's receive buffer.
+const RECEIVE_BUFFER_LEN: usize = 256 * 1024;
+
+/// A slot of it, where several receives are made at once.
+const RECEIVE_SLOT_LEN: usize = 16 * 1024;
+
+const RECV_BATCH_MAX: usize = RECEIVE_BUFFER_LEN / RECEIVE_SLOT_LEN;
+
+/// Connections that are sent to in one call.
+const SEND_BATCH: usize = 32;
+
+/// Commands taken from the mailbox in one turn.
+const COMMANDS_MAX: usize = 4096;
+
+/// How long accepting rests when the system has run out of something.
+const ACCEPT_REST: Duration = Duration::from_millis(250);
+
+/// The longest sleep: a bound on what a missed wake-up could cost.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// What the workers of a server share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Connections of all workers.
+    pub connections: AtomicUsize,
+    /// The most of them.
+    pub connections_max: usize,
+}
+
+/// What a worker has seen, for tests and metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections closed at once: too many, or not registered.
+    pub refused: u64,
+    /// Times that accepting had to rest.
+    pub accept_rests: u64,
+    /// Callbacks that panicked.
+    pub panics: u64,
+}
+
+struct Slot<S, D> {
+    socket: S,
+    conn: Conn<D>,
+    /// In the list of ready connections.
+    ready: bool,
+    /// The peer has closed its side, or the connection broke: reads go on until they say so.
+    hangup: bool,
+    /// The last read filled its slot: the next one gets the whole buffer.
+    large: bool,
+    /// In the list of connections to send to.
+    touched: bool,
+    writable_armed: bool,
+}
+
+/// One thread's server.
+pub struct Worker<B: Backend, H: Handler> {
+    backend: B,
+    handler: H,
+    env: Env,
+    conns: Slab<Slot<B::Socket, H::Data>>,
+    /// Deadlines of what the peer owes: bytes, a pong, a Close frame.
+    silence: Deadlines,
+    /// Deadlines of output that the peer does not take.
+    stall: Deadlines,
+    ready: VecDeque<Key>,
+    touched: Vec<Key>,
+    events: Vec<Event<B::Socket>>,
+    expired: Vec<u32>,
+    broadcasts: Vec<Bytes>,
+    buffer: Box<[u8]>,
+    number: u16,
+    remote: Remote,
+    shared: Arc<Shared>,
+    spin: Spin,
+    now: Duration,
+    /// Accepting rests until then.
+    accept_at: Option<Duration>,
+    /// The worker is to end, at the latest then.
+    stop_at: Option<Duration>,
+    counters: Counters,
+}
+
+impl<B: Backend, H: Handler> Worker<B, H> {
+    /// A worker that has accepted nothing yet.
+    pub fn new(
+        backend: B,
+        handler: H,
+        env: Env,
+        number: u16,
+        remote: Remote,
+        shared: Arc<Shared>,
+        spin: Spin,
+    ) -> Self {
+        remote.mailbox(number).start(backend.waker());
+        Self {
+            now: backend.now(),
+            backend,
+            handler,
+            env,
+            conns: Slab::default(),
+            silence: Deadlines::default(),
+            stall: Deadlines::default(),
+            ready: VecDeque::new(),
+            touched: Vec::new(),
+            events: Vec::new(),
+            expired: Vec::new(),
+            broadcasts: Vec::new(),
+            buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),
+            number,
+            remote,
+            shared,
+            spin,
+            accept_at: None,
+            stop_at: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Turns until the worker has been told to end and its connections are closed.
+    ///
+    /// # Errors
+    /// The backend failed.
+    pub fn run(mut self) -> io::Result<()> {
+        while !self.is_finished() {
+            self.turn(None)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the worker was told to end and has.
+    pub fn is_finished(&self) -> bool {
+        self.stop_at
+            .is_some_and(|end| self.conns.is_empty() || self.now >= end)
+    }
+
+    /// One pass of the loop; sleeps at most `timeout` if nothing is to be done.
+    ///
+    /// # Errors
+    /// The backend failed.
+    pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.wait(timeout)?;
+        self.now = self.backend.now();
+        self.env.now_s = self.now.as_secs() as u32;
+        self.handle_events();
+        self.receive();
+        self.expire();
+        self.take_mailbox();
+        self.flush();
+        Ok(())
+    }
+
+    /// What the worker has seen.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Messages that were refused for want of room.
+    pub fn dropped(&self) -> u64 {
+        self.env.dropped
+    }
+
+    /// Connections, in whatever phase.
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// The largest output that waits for any connection.
+    pub fn queued_len_max(&self) -> usize {
+        let queued = |key| self.conns.get(key).map_or(0, |slot| slot.conn.queued_len());
+        self.conns.keys().map(queued).max().unwrap_or(0)
+    }
+
+    /// The user's handler.
+    pub fn handler_mut(&mut self) -> &mut H {
+        &mut self.handler
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let mailbox = self.remote.mailbox(self.number);
+        let busy = !self.ready.is_empty() || !self.touched.is_empty() || !mailbox.is_empty();
+        if busy || timeout == Some(Duration::ZERO) {
+            return self.backend.wait(Some(Duration::ZERO), &mut self.events);
+        }
+        let start = self.backend.now();
+        let budget = self.spin.budget();
+        if !budget.is_zero() {
+            loop {
+                self.backend.wait(Some(Duration::ZERO), &mut self.events)?;
+                let gap = self.backend.now() - start;
+                if !self.events.is_empty() {
+                    self.spin.note_gap(gap);
+                    return Ok(());
+                }
+                if gap > budget || !mailbox.is_empty() {
+                    break;
+                }
+            }
+        }
+        let timeout = timeout.unwrap_or(SLEEP_MAX).min(self.until_due(start));
+        if mailbox.sleep() {
+            self.backend.wait(Some(timeout), &mut self.events)?;
+            mailbox.awake();
+            self.spin.note_gap(self.backend.now() - start);
+        }
+        Ok(())
+    }
+
+    /// How long until something has to be done that no event announces.
+    fn until_due(&self, now: Duration) -> Duration {
+        let mut due = SLEEP_MAX;
+        if !self.conns.is_empty() {
+            due = due.min(Deadlines::next_sweep(now));
+        }
+        for at in [self.accept_at, self.stop_at].into_iter().flatten() {
+            due = due.min(at.saturating_sub(now));
+        }
+        due
+    }
+
+    fn handle_events(&mut self) {
+        let mut events = mem::take(&mut self.events);
+        for event in events.drain(..) {
+            match event {
+                Event::Accepted(socket) => self.accept(socket),
+                Event::AcceptFailed(error) => {
+                    log::warn!("accepting rests: {error}");
+                    self.rest_accepting();
+                }
+                Event::Ready {
+                    token,
+                    readable,
+                    writable,
+                    hangup,
+                    lapsed,
+                } => {
+                    // The event may be of a connection that was here before.
+                    let key = self.conns.key_at(token.index());
+                    let Some(key) = key.filter(|&key| token.is_of(key)) else {
+                        continue;
+                    };
+                    let Some(slot) = self.conns.get_mut(key) else {
+                        continue;
+                    };
+                    slot.hangup |= hangup;
+                    if readable && !mem::replace(&mut slot.ready, true) {
+                        self.ready.push_back(key);
+                    }
+                    if writable && slot.conn.is_blocked() {
+                        slot.writable_armed = false;
+                        slot.conn.handle_writable();
+                        if !mem::replace(&mut slot.touched, true) {
+                            self.touched.push(key);
+                        }
+                    }
+                    if lapsed {
+                        let socket = slot.socket;
+                        if let Err(error) = self.backend.register(socket, token) {
+                            self.lose(key, error);
+                        }
+                    }
+                }
+                Event::Woken => {}
+            }
+        }
+        self.events = events;
+        if self.accept_at.is_some_and(|at| self.now >= at) {
+            self.resume_accepting();
+        }
+    }
+
+    fn accept(&mut self, socket: B::Socket) {
+        self.counters.accepted += 1;
+        let shared = &self.shared;
+        let connections = shared.connections.fetch_add(1, Ordering::Relaxed);
+        if connections >= shared.connections_max || self.stop_at.is_some() {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            self.counters.refused += 1;
+            return self.backend.close(socket, None);
+        }
+        let key = self.conns.insert(Slot {
+            socket,
+            conn: Conn::new(&self.env),
+            ready: false,
+            hangup: false,
+            large: false,
+            touched: false,
+            writable_armed: false,
+        });
+        match self.backend.register(socket, Token::new(key)) {
+            Ok(()) => self.after(key, false),
+            Err(error) => {
+                log::warn!("a connection is refused: {error}");
+                self.counters.refused += 1;
+                self.rest_accepting();
+                self.lose(key, error);
+            }
+        }
+    }
+
+    fn rest_accepting(&mut self) {
+        if self.accept_at.is_none() && self.stop_at.is_none() {
+            self.counters.accept_rests += 1;
+            self.accept_at = Some(self.now + ACCEPT_REST);
+            self.backend.pause_accept();
+        }
+    }
+
+    fn resume_accepting(&mut self) {
+        if self.accept_at.take().is_some() && self.stop_at.is_none() {
+            self.backend.resume_accept();
+        }
+    }
+
+    /// Receives once for every connection that is ready.
+    fn receive(&mut self) {
+        let mut buffer = mem::take(&mut self.buffer);
+        let mut remaining = self.ready.len();
+        while remaining > 0 {
+            remaining -= self.receive_batch(remaining, &mut buffer);
+            self.take_mailbox();
+            self.flush();
+        }
+        self.buffer = buffer;
+    }
+
+    /// Receives for the first of the `remaining` ready connections; says for how many.
+    fn receive_batch(&mut self, remaining: usize, buffer: &mut [u8]) -> usize {
+        let batch_max = B::RECV_BATCH.min(RECV_BATCH_MAX).min(remaining);
+        let mut batch: ArrayVec<(Key, B::Socket), RECV_BATCH_MAX> = ArrayVec::new();
+        let mut taken = 0;
+        let mut alone = batch_max == 1;
+        while taken < batch_max {
+            let Some(&key) = self.ready.front() else {
+                break;
+            };
+            let slot = self.conns.get_mut(key);
+            if slot.as_ref().is_some_and(|slot| slot.large) {
+                // One that sends much gets the whole buffer for itself.
+                if !batch.is_empty() {
+                    break;
+                }
+                alone = true;
+            }
+            self.ready.pop_front();
+            taken += 1;
+            if let Some(slot) = slot {
+                slot.ready = false;
+                batch.push((key, slot.socket));
+            }
+            if alone {
+                break;
+            }
+        }
+        alone |= batch.len() == 1;
+        let slot_len = if alone {
+            HEADROOM + self.env.limits.turn_len_max.min(RECEIVE_BUFFER_LEN)
+        } else {
+            HEADROOM + self.env.limits.turn_len_max.min(RECEIVE_SLOT_LEN)
+        };
+        let mut ops: ArrayVec<RecvOp<'_, B::Socket>, RECV_BATCH_MAX> = buffer
+            .chunks_exact_mut(slot_len)
+            .zip(&batch)
+            .map(|(slot, &(_, socket))| RecvOp {
+                socket,
+                buffer: &mut slot[HEADROOM..],
+                result: Ok(0),
+            })
+            .collect();
+        debug_assert_eq!(ops.len(), batch.len());
+        self.backend.recv_many(&mut ops);
+        let results: ArrayVec<io::Result<usize>, RECV_BATCH_MAX> =
+            ops.into_iter().map(|op| op.result).collect();
+
+        let slots = buffer.chunks_exact_mut(slot_len);
+        for ((slot, (key, _)), result) in slots.zip(batch).zip(results) {
+            self.handle_received(key, result, slot);
+        }
+        taken
+    }
+
+    #[inline]
+    fn handle_received(&mut self, key: Key, result: io::Result<usize>, buffer: &mut [u8]) {
+        match result {
+            Ok(0) => self.deliver(key, |conn, env, sink| conn.handle_end_of_stream(env, sink)),
+            Ok(len) => {
+                self.deliver(key, |conn, env, sink| conn.receive(buffer, len, env, sink));
+                if let Some(slot) = self.conns.get_mut(key) {
+                    slot.large = len == buffer.len() - HEADROOM;
+                    let more = slot.large || slot.hangup;
+                    if more && !mem::replace(&mut slot.ready, true) {
+                        self.ready.push_back(key);
+                    }
+                }
+            }
+            Err(error) if reactor::would_block(&error) => return,
+            Err(error) => return self.lose(key, error),
+        }
+        self.after(key, true);
+    }
+
+    /// The connection broke.
+    fn lose(&mut self, key: Key, error: io::Error) {
+        self.deliver(key, |conn, env, sink| conn.handle_error(error, env, sink));
+        self.after(key, false);
+    }
+
+    /// Calls into a connection, whose callbacks may panic.
+    #[inline]
+    fn deliver(
+        &mut self,
+        key: Key,
+        call: impl FnOnce(&mut Conn<H::Data>, &mut Env, &mut Delivery<'_, B, H>),
+    ) {
+        let Some(slot) = self.conns.get_mut(key) else {
+            return;
+        };
+        let (conn, env) = (&mut slot.conn, &mut self.env);
+        let id = ConnId {
+            worker: self.number,
+            key,
+        };
+        let mut delivery = Delivery {
+            handler: &mut self.handler,
+            wire: SocketWire {
+                backend: &mut self.backend,
+                socket: slot.socket,
+            },
+            remote: &self.remote,
+            id,
+        };
+        // What a panic leaves behind is this connection's, which is closed, and the handler's
+        // own, which answers for it.
+        let call = AssertUnwindSafe(|| {
+            call(conn, env, &mut delivery);
+            conn.settle(env, &mut delivery);
+        });
+        if panic::catch_unwind(call).is_err() {
+            self.handle_panic(key, id);
+        }
+    }
+
+    /// Closes a connection whose callback has panicked; `on_close` may panic as well.
+    #[cold]
+    fn handle_panic(&mut self, key: Key, id: ConnId) {
+        self.counters.panics += 1;
+        log::error!("a callback of connection {id} panicked");
+        let Some(slot) = self.conns.get_mut(key) else {
+            return;
+        };
+        let (conn, env) = (&mut slot.conn, &mut self.env);
+        let mut delivery = Delivery {
+            handler: &mut self.handler,
+            wire: SocketWire {
+                backend: &mut self.backend,
+                socket: slot.socket,
+            },
+            remote: &self.remote,
+            id,
+        };
+        let call = AssertUnwindSafe(|| conn.handle_panic(env, &mut delivery));
+        if panic::catch_unwind(call).is_err() {
+            self.counters.panics += 1;
+        }
+    }
+
+    /// Does what a call has left to be done; `renew` if the peer was heard or its deadline
+    /// has expired.
+    #[inline]
+    fn after(&mut self, key: Key, renew: bool) {
+        let Some(slot) = self.conns.get_mut(key) else {
+            return;
+        };
+        match slot.conn.deadline(renew, &self.env) {
+            Deadline::Keep => {}
+            Deadline::Set(ticks) => self.silence.set(key.index, ticks),
+            Deadline::Clear => self.silence.clear(key.index),
+        }
+        if slot.conn.sendable().is_some() {
+            if !mem::replace(&mut slot.touched, true) {
+                self.touched.push(key);
+            }
+            return;
+        }
+        if slot.conn.is_blocked() && !mem::replace(&mut slot.writable_armed, true) {
+            // Blocked by a flush inside a callback.
+            self.backend.arm_writable(slot.socket, Token::new(key));
+            self.set_stall(key);
+        }
+        self.take_step(key);
+    }
+
+    fn take_step(&mut self, key: Key) {
+        let Some(slot) = self.conns.get_mut(key) else {
+            return;
+        };
+        match slot.conn.next_step() {
+            Step::Continue => {}
+            Step::ShutdownWrite => {
+                self.backend.shutdown_write(slot.socket);
+                slot.conn.handle_shutdown();
+                if let Deadline::Set(ticks) = slot.conn.deadline(false, &self.env) {
+                    self.silence.set(key.index, ticks);
+                }
+            }
+            Step::Remove => self.remove(key),
+        }
+    }
+
+    fn remove(&mut self, key: Key) {
+        let Some(slot) = self.conns.remove(key) else {
+            return;
+        };
+        debug_assert!(!slot.conn.is_opened(), "on_close was not called");
+        slot.conn.release(&mut self.env);
+        self.backend.close(slot.socket, Some(Token::new(key)));
+        self.silence.clear(key.index);
+        self.stall.clear(key.index);
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        // What accepting waited for may be there again.
+        if self.accept_at.is_some() {
+            self.accept_at = Some(self.now);
+        }
+    }
+
+    fn set_stall(&mut self, key: Key) {
+        let seconds = self.env.limits.write_timeout.as_secs();
+        let ticks = seconds.min(crate::timer::TICKS_AHEAD_MAX.into()) as u8;
+        self.stall.set(key.index, ticks);
+    }
+
+    fn expire(&mut self) {
+        let mut expired = mem::take(&mut self.expired);
+        self.silence.advance(self.now, &mut expired);
+        for index in expired.drain(..) {
+            if let Some(key) = self.conns.key_at(index) {
+                self.deliver(key, |conn, env, sink| conn.handle_deadline(env, sink));
+                self.after(key, true);
+            }
+        }
+        self.stall.advance(self.now, &mut expired);
+        for index in expired.drain(..) {
+            if let Some(key) = self.conns.key_at(index) {
+                self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
+                self.after(key, false);
+            }
+        }
+        self.expired = expired;
+        if self.stop_at.is_some_and(|end| self.now >= end) {
+            self.abandon_all();
+        }
+    }
+
+    fn take_mailbox(&mut self) {
+        for _ in 0..COMMANDS_MAX {
+            let Some(command) = self.remote.mailbox(self.number).take() else {
+                break;
+            };
+            if let Command::Broadcast(frame) = command {
+                // Those that follow each other reach each connection together.
+                self.broadcasts.push(frame);
+                continue;
+            }
+            self.broadcast();
+            match command {
+                Command::Send(key, frame) => {
+                    self.deliver(key, |conn, env, sink| {
+                        conn.send_shared(frame, env, sink);
+                    });
+                    self.after(key, false);
+                }
+                Command::Close(key, code, reason) => {
+                    let frame = CloseFrame::new(code, &reason);
+                    self.deliver(key, |conn, env, _| conn.begin_close(&frame, false, env));
+                    self.after(key, false);
+                }
+                Command::Shutdown => self.shut_down(),
+                Command::Broadcast(_) => {}
+            }
+        }
+        self.broadcast();
+    }
+
+    /// Sends the frames that wait to every open connection.
+    fn broadcast(&mut self) {
+        if self.broadcasts.is_empty() {
+            return;
+        }
+        let frames = mem::take(&mut self.broadcasts);
+        let keys: Vec<Key> = self.conns.keys().collect();
+        for keys in keys.chunks(SEND_BATCH) {
+            for &key in keys {
+                if self.conns.get(key).is_some_and(|slot| slot.conn.is_open()) {
+                    self.deliver(key, |conn, env, sink| {
+                        for frame in &frames {
+                            conn.send_shared(frame.clone(), env, sink);
+                        }
+                    });
+                    self.after(key, false);
+                }
+            }
+            // Sent while it is in the cache, and so that few buffers are in use.
+            self.flush();
+        }
+    }
+
+    /// Begins the closing handshake with all.
+    fn shut_down(&mut self) {
+        if self.stop_at.is_some() {
+            return;
+        }
+        self.backend.pause_accept();
+        self.accept_at = None;
+        // A second more than the connections' own deadlines, which are coarse.
+        self.stop_at = Some(self.now + self.env.limits.close_timeout + Duration::from_secs(2));
+        let frame = CloseFrame::new(CloseCode::GOING_AWAY, "");
+        let keys: Vec<Key> = self.conns.keys().collect();
+        for key in keys {
+            self.deliver(key, |conn, env, _| conn.begin_close(&frame, true, env));
+            self.after(key, false);
+        }
+    }
+
+    /// Ends every connection now.
+    fn abandon_all(&mut self) {
+        let keys: Vec<Key> = self.conns.keys().collect();
+        for key in keys {
+            self.deliver(key, |conn, env, sink| conn.abandon(env, sink));
+            self.remove(key);
+        }
+    }
+
+    /// Sends what waits for each connection that was touched: once each.
+    fn flush(&mut self) {
+        let mut touched = mem::take(&mut self.touched);
+        for keys in touched.chunks(SEND_BATCH) {
+            self.flush_batch(keys);
+        }
+        // What came meanwhile waits for the next flush.
+        touched.clear();
+        touched.append(&mut self.touched);
+        self.touched = touched;
+    }
+
+    fn flush_batch(&mut self, keys: &[Key]) {
+        let mut batch: ArrayVec<Key, SEND_BATCH> = ArrayVec::new();
+        let mut ops: ArrayVec<SendOp<'_, B::Socket>, SEND_BATCH> = ArrayVec::new();
+        for &key in keys {
+            if let Some(slot) = self.conns.get_mut(key) {
+                slot.touched = false;
+            }
+        }
+        for &key in keys {
+            let Some(slot) = self.conns.get(key) else {
+                continue;
+            };
+            let Some(queue) = slot.conn.sendable() else {
+                continue;
+            };
+            batch.push(key);
+            ops.push(SendOp {
+                socket: slot.socket,
+                slices: queue.slices().take(SLICES_MAX).collect(),
+                result: Ok(0),
+            });
+        }
+        self.backend.send_many(&mut ops);
+        let results: ArrayVec<(usize, io::Result<usize>), SEND_BATCH> =
+            ops.into_iter().map(|op| (op.len(), op.result)).collect();
+        for (key, (len, result)) in batch.into_iter().zip(results) {
+            self.handle_sent(key, len, result);
+        }
+    }
+
+    #[inline]
+    fn handle_sent(&mut self, key: Key, len: usize, result: io::Result<usize>) {
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(error) if reactor::would_block(&error) => 0,
+            Err(error) => return self.lose(key, error),
+        };
+        let blocked = sent < len;
+        self.deliver(key, |conn, env, sink| {
+            conn.handle_sent(sent, blocked, env, sink)
+        });
+        if let Some(slot) = self.conns.get_mut(key) {
+            if blocked {
+                let armed = mem::replace(&mut slot.writable_armed, true);
+                let socket = slot.socket;
+                if !armed {
+                    self.backend.arm_writable(socket, Token::new(key));
+                }
+                // Renewed with each byte that the peer takes.
+                if sent > 0 || !self.stall.is_set(key.index) {
+                    self.set_stall(key);
+                }
+            } else {
+                self.stall.clear(key.index);
+            }
+        }
+        self.after(key, false);
+    }
+}
+
+impl<B: Backend, H: Handler> Drop for Worker<B, H> {
+    fn drop(&mut self) {
+        self.remote.mailbox(self.number).stop();
+        self.abandon_all();
+    }
+}
