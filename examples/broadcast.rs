@@ -1,0 +1,19 @@
+//! Sends every message to every connection, the sender's included.
+//!
+//!     cargo run --release --example broadcast -- --bind 127.0.0.1:9001
+
+use sockeye::CloseCode;
+use sockeye::Limits;
+use sockeye::Server;
+use sockeye_examples::Cli;
+
+fn main() {
+    let cli = Cli::read();
+    let builder = Server::builder().on_message(|conn, message| {
+        if conn.remote().broadcast(message).is_err() {
+            // More is published than the server can deliver: the publisher must know.
+            conn.close(CloseCode::TRY_AGAIN_LATER, "too many messages");
+        }
+    });
+    cli.serve(cli.apply(builder, Limits::default().message_len_max));
+}

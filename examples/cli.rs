@@ -1,0 +1,106 @@
+//! The command line that the examples share.
+#![forbid(unsafe_code)]
+
+use std::process::exit;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use sockeye::Address;
+use sockeye::BackendChoice;
+use sockeye::Builder;
+use sockeye::Handle;
+use sockeye::MakeHandler;
+
+/// Flags of an example server.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9001", value_parser = address)]
+    pub bind: Address,
+    /// Threads; one for each CPU by default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// What moves the bytes: auto, uring or poll.
+    #[arg(long, default_value = "auto", value_parser = backend)]
+    pub backend: BackendChoice,
+    /// Longest message in bytes.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_message: Option<u32>,
+    /// Most connections at once.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: Option<u32>,
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    text.parse()
+        .map_err(|()| "wanted HOST:PORT, [IPV6]:PORT or unix:PATH".to_owned())
+}
+
+fn backend(text: &str) -> Result<BackendChoice, String> {
+    text.parse()
+}
+
+impl Cli {
+    /// Reads the command line. Bad input ends the process with one line and exit code 2.
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                print!("{error}");
+                exit(0);
+            }
+            _ => {
+                let text = error.to_string();
+                let line: Vec<&str> = text.lines().map(str::trim).collect();
+                let end = line.iter().position(|line| line.is_empty());
+                eprintln!("{}", line[..end.unwrap_or(line.len())].join(" "));
+                exit(2);
+            }
+        })
+    }
+
+    /// Puts the flags into a builder. `message_len_max` is that of the example where no flag
+    /// says otherwise.
+    pub fn apply<M: MakeHandler>(
+        &self,
+        mut builder: Builder<M>,
+        message_len_max: usize,
+    ) -> Builder<M> {
+        let len = self.max_message.map_or(message_len_max, |len| len as usize);
+        builder = builder.message_len_max(len).backend(self.backend);
+        if let Some(threads) = self.threads {
+            builder = builder.threads(threads.into());
+        }
+        if let Some(connections) = self.connections {
+            builder = builder.connections_max(connections as usize);
+        }
+        builder
+    }
+
+    /// Starts the server, prints what runs, and serves until something fails.
+    pub fn serve<M: MakeHandler>(&self, builder: Builder<M>) {
+        let server = builder
+            .bind(self.bind.clone())
+            .and_then(|server| server.spawn());
+        let result = server.and_then(|server| {
+            print_started(&server);
+            server.join()
+        });
+        if let Err(error) = result {
+            eprintln!("error: {error}");
+            exit(match error {
+                sockeye::Error::Config(_) => 2,
+                _ => 1,
+            });
+        }
+    }
+}
+
+fn print_started(server: &Handle) {
+    println!(
+        "listening on {}, {}, threads: {}",
+        server.local_addr(),
+        server.backend(),
+        server.threads()
+    );
+}
