@@ -108,6 +108,8 @@ struct Net {
     faults: Faults,
     now: Duration,
     pipes: Vec<Pipe>,
+    /// Those that the server has registered and not closed.
+    active: Vec<usize>,
     backlog: VecDeque<usize>,
     accepting: bool,
     closed_tokens: Vec<Token>,
@@ -137,6 +139,7 @@ impl SimNet {
             faults,
             now: Duration::ZERO,
             pipes: Vec::new(),
+            active: Vec::new(),
             backlog: VecDeque::new(),
             accepting: true,
             closed_tokens: Vec::new(),
@@ -173,13 +176,6 @@ impl SimNet {
     /// Sets what goes wrong from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.0.borrow_mut().faults = faults;
-    }
-
-    /// Sockets that the server has accepted and not closed.
-    pub fn server_sockets(&self) -> usize {
-        let net = self.0.borrow();
-        let waiting = net.backlog.len();
-        net.pipes.iter().filter(|pipe| !pipe.server_closed).count() - waiting
     }
 }
 
@@ -306,8 +302,9 @@ impl Net {
             let index = self.backlog.pop_front().expect("it is not empty");
             events.push(Event::Accepted(index));
         }
-        for pipe in &mut self.pipes {
-            let Some(token) = pipe.token.filter(|_| !pipe.server_closed) else {
+        for &index in &self.active {
+            let pipe = &mut self.pipes[index];
+            let Some(token) = pipe.token else {
                 continue;
             };
             let has_room = pipe.to_client.len() < pipe.capacity || pipe.reset;
@@ -343,13 +340,12 @@ impl Net {
 
     /// Whether something will be reported, late as it may be.
     fn is_pending(&self) -> bool {
-        let is_ready = |pipe: &Pipe| {
+        let is_ready = |&index: &usize| {
+            let pipe = &self.pipes[index];
             let has_room = pipe.to_client.len() < pipe.capacity;
-            pipe.token.is_some()
-                && !pipe.server_closed
-                && (pipe.readable || pipe.awaiting_room && (has_room || pipe.reset))
+            pipe.readable || pipe.awaiting_room && (has_room || pipe.reset)
         };
-        self.accepting && !self.backlog.is_empty() || self.pipes.iter().any(is_ready)
+        self.accepting && !self.backlog.is_empty() || self.active.iter().any(is_ready)
     }
 }
 
@@ -392,8 +388,11 @@ impl Backend for SimBackend {
         }
         let pipe = &mut net.pipes[socket];
         assert!(!pipe.server_closed, "registered a closed socket");
-        pipe.token = Some(token);
+        let new = pipe.token.replace(token).is_none();
         pipe.readable |= !pipe.to_server.is_empty() || pipe.client_fin || pipe.reset;
+        if new {
+            net.active.push(socket);
+        }
         Ok(())
     }
 
@@ -427,6 +426,7 @@ impl Backend for SimBackend {
         let pipe = &mut net.pipes[socket];
         assert!(!pipe.server_closed, "closed twice");
         pipe.server_closed = true;
+        net.active.retain(|&active| active != socket);
         net.closed_tokens.extend(token);
     }
 
