@@ -1,0 +1,519 @@
+//! The whole server over a simulated network, with everything going wrong: 10,000 seeds.
+//!
+//! A failure names its seed; `SOCKEYE_SEED=N cargo test --test worker_sim` runs that one alone.
+//! `SOCKEYE_SEEDS=N` runs so many instead of 10,000.
+
+use std::collections::HashMap;
+use std::panic;
+use std::time::Duration;
+
+use sockeye::CONTROL_RESERVE;
+use sockeye::CloseCode;
+use sockeye::Closed;
+use sockeye::ConnId;
+use sockeye::Context;
+use sockeye::Handler;
+use sockeye::Limits;
+use sockeye::Message;
+use sockeye::SendResult;
+use sockeye::http1;
+use sockeye::protocol::FrameHeader;
+use sockeye::protocol::Opcode;
+use sockeye::testkit::Chance;
+use sockeye::testkit::Faults;
+use sockeye::testkit::SimClient;
+use sockeye::testkit::SimServer;
+use sockeye::testkit::SimSettings;
+
+const SEEDS: u64 = 10_000;
+
+/// The seeds are dealt out to so many tests, which run side by side.
+const SHARES: u64 = 4;
+
+#[test]
+fn seeds_share_0() {
+    run_share(0);
+}
+
+#[test]
+fn seeds_share_1() {
+    run_share(1);
+}
+
+#[test]
+fn seeds_share_2() {
+    run_share(2);
+}
+
+#[test]
+fn seeds_share_3() {
+    run_share(3);
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn run_share(share: u64) {
+    quiet_panics();
+    if let Some(seed) = number("SOCKEYE_SEED") {
+        if share == 0 {
+            run(seed);
+        }
+        return;
+    }
+    let mut seen = Seen::default();
+    for seed in (share..number("SOCKEYE_SEEDS").unwrap_or(SEEDS)).step_by(SHARES as usize) {
+        match panic::catch_unwind(|| run(seed)) {
+            Ok(run) => seen.add(&run),
+            Err(cause) => {
+                eprintln!("seed {seed} failed: SOCKEYE_SEED={seed} repeats it");
+                panic::resume_unwind(cause);
+            }
+        }
+    }
+    // The runs must have met what they are for.
+    if number("SOCKEYE_SEEDS").is_none() {
+        seen.check();
+    }
+}
+
+/// What happened, to see that the seeds reach everything.
+#[derive(Debug, Default)]
+struct Seen {
+    messages: u64,
+    echoes: u64,
+    dropped: u64,
+    drains: u64,
+    panics: u64,
+    refused: u64,
+    accept_rests: u64,
+    clean: u64,
+    failed: u64,
+    lost: u64,
+    timed_out: u64,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.messages += other.messages;
+        self.echoes += other.echoes;
+        self.dropped += other.dropped;
+        self.drains += other.drains;
+        self.panics += other.panics;
+        self.refused += other.refused;
+        self.accept_rests += other.accept_rests;
+        self.clean += other.clean;
+        self.failed += other.failed;
+        self.lost += other.lost;
+        self.timed_out += other.timed_out;
+    }
+
+    fn check(&self) {
+        for (name, count) in [
+            ("messages", self.messages),
+            ("echoes", self.echoes),
+            ("dropped", self.dropped),
+            ("drains", self.drains),
+            ("panics", self.panics),
+            ("refused", self.refused),
+            ("accept rests", self.accept_rests),
+            ("clean closes", self.clean),
+            ("failures", self.failed),
+            ("losses", self.lost),
+            ("time-outs", self.timed_out),
+        ] {
+            assert!(count > 10, "hardly any {name}: {self:?}");
+        }
+    }
+}
+
+/// Panics that callbacks are told to make are not printed.
+fn quiet_panics() {
+    use std::sync::Once;
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if info.payload_as_str() != Some("as asked") {
+                hook(info);
+            }
+        }));
+    });
+}
+
+#[derive(Default)]
+struct Data {
+    next: u32,
+    opened: bool,
+}
+
+/// Does anything at any time, and checks what it is told.
+struct Chaos {
+    chance: Chance,
+    open: Vec<ConnId>,
+    violations: Vec<String>,
+    seen: Seen,
+}
+
+impl Chaos {
+    fn act(&mut self, conn: &mut Context<'_, Data>) {
+        match self.chance.below(60) {
+            0 => conn.close(CloseCode::NORMAL, "chance"),
+            1 => conn.terminate(),
+            2 => {
+                conn.ping(b"chance");
+            }
+            3 => {
+                let _ = conn.remote().broadcast("b");
+            }
+            4 | 5 if !self.open.is_empty() => {
+                let other = self.open[self.chance.below(self.open.len())];
+                let _ = conn.remote().send(other, "b");
+            }
+            6 if !self.open.is_empty() => {
+                let other = self.open[self.chance.below(self.open.len())];
+                let _ = conn.remote().close(other, CloseCode::GOING_AWAY, "");
+            }
+            7 => panic!("as asked"),
+            _ => {}
+        }
+    }
+
+    fn check(&mut self, holds: bool, what: &str) {
+        if !holds {
+            self.violations.push(what.to_owned());
+        }
+    }
+}
+
+impl Handler for Chaos {
+    type Data = Data;
+
+    fn on_open(&mut self, conn: &mut Context<'_, Data>) {
+        let id = conn.id();
+        self.check(!self.open.contains(&id), "opened twice");
+        self.check(!conn.data().opened, "data of another connection");
+        conn.data().opened = true;
+        self.open.push(id);
+        self.act(conn);
+    }
+
+    fn on_message(&mut self, conn: &mut Context<'_, Data>, message: Message<'_>) {
+        self.check(self.open.contains(&conn.id()), "a message outside");
+        self.seen.messages += 1;
+        let next = conn.data().next;
+        conn.data().next += 1;
+        self.check(
+            is_message(message.payload(), next),
+            "not the next message, or altered",
+        );
+        match conn.send(message) {
+            SendResult::Sent | SendResult::Queued(_) => self.seen.echoes += 1,
+            SendResult::Dropped => {}
+            SendResult::Gone => self.check(false, "gone in its own callback"),
+        }
+        self.act(conn);
+    }
+
+    fn on_ping(&mut self, conn: &mut Context<'_, Data>, _payload: &[u8]) {
+        self.check(self.open.contains(&conn.id()), "a ping outside");
+        self.act(conn);
+    }
+
+    fn on_drain(&mut self, conn: &mut Context<'_, Data>) {
+        self.check(self.open.contains(&conn.id()), "a drain outside");
+        self.seen.drains += 1;
+        conn.send("b");
+    }
+
+    fn on_close(&mut self, conn: &mut Context<'_, Data>, closed: &Closed<'_>) {
+        let id = conn.id();
+        let place = self.open.iter().position(|&other| other == id);
+        self.check(place.is_some(), "closed twice, or never opened");
+        if let Some(place) = place {
+            self.open.swap_remove(place);
+        }
+        self.check(
+            conn.send("behind") == SendResult::Gone,
+            "sent behind the close",
+        );
+        self.seen.clean += u64::from(closed.clean);
+        match closed.cause {
+            sockeye::CloseCause::Failed(_) => self.seen.failed += 1,
+            sockeye::CloseCause::Lost(_) => self.seen.lost += 1,
+            sockeye::CloseCause::TimedOut(_) => self.seen.timed_out += 1,
+            _ => {}
+        }
+        if self.chance.below(100) == 0 {
+            panic!("as asked");
+        }
+    }
+}
+
+/// The messages of a client: a number, and as many bytes as it says.
+fn message(number: u32) -> Vec<u8> {
+    let len = [0, 1, 100, 130, 700, 3_000][number as usize % 6];
+    let mut payload = format!("{number}:").into_bytes();
+    payload.resize(payload.len() + len, b'm');
+    payload
+}
+
+fn is_message(payload: &[u8], number: u32) -> bool {
+    payload == message(number)
+}
+
+struct Client {
+    end: SimClient,
+    to_send: Vec<u8>,
+    sent: usize,
+    received: Vec<u8>,
+    reads: bool,
+    closes_at_end: bool,
+    done: bool,
+}
+
+fn client(end: SimClient, chance: &mut Chance) -> Client {
+    let mut bytes = b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        .to_vec();
+    for number in 0..chance.below(12) as u32 {
+        if chance.once_in(8) {
+            push_frame(&mut bytes, 0x89, b"ping");
+        }
+        let payload = message(number);
+        let opcode = if number.is_multiple_of(2) { 0x1 } else { 0x2 };
+        if chance.once_in(3) {
+            let cut = chance.below(payload.len() + 1);
+            push_frame(&mut bytes, opcode, &payload[..cut]);
+            if chance.once_in(3) {
+                push_frame(&mut bytes, 0x8A, b"");
+            }
+            push_frame(&mut bytes, 0x80, &payload[cut..]);
+        } else {
+            push_frame(&mut bytes, 0x80 | opcode, &payload);
+        }
+    }
+    match chance.below(5) {
+        0 => push_frame(&mut bytes, 0x88, &1000_u16.to_be_bytes()),
+        // Something illegal.
+        1 => push_frame(&mut bytes, 0x80 | chance.below(128) as u8 | 0x10, b"x"),
+        // Something that never ends.
+        2 => bytes.extend([0x82, 0xFE, 0x10]),
+        _ => {}
+    }
+    Client {
+        end,
+        to_send: bytes,
+        sent: 0,
+        received: Vec::new(),
+        reads: !chance.once_in(6),
+        closes_at_end: !chance.once_in(4),
+        done: false,
+    }
+}
+
+fn push_frame(bytes: &mut Vec<u8>, first: u8, payload: &[u8]) {
+    let key = [7, 0xE1, 0, 0x55];
+    let header = FrameHeader {
+        fin: true,
+        rsv1: false,
+        opcode: Opcode::Binary,
+        payload_len: payload.len() as u64,
+        mask_key: Some(key),
+    };
+    let start = bytes.len();
+    bytes.extend_from_slice(header.encode().as_bytes());
+    bytes[start] = first;
+    bytes.extend(
+        payload
+            .iter()
+            .zip(key.iter().cycle())
+            .map(|(byte, key)| byte ^ key),
+    );
+}
+
+impl Client {
+    fn step(&mut self, chance: &mut Chance) {
+        if self.done {
+            return;
+        }
+        let rest = &self.to_send[self.sent..];
+        if rest.is_empty() {
+            if self.closes_at_end && self.reads && chance.once_in(8) {
+                self.end.shutdown();
+                self.done = !self.end.is_finished();
+            }
+        } else if chance.once_in(2) {
+            let len = match chance.below(3) {
+                0 => 1,
+                1 => 1 + chance.below(rest.len().min(50)),
+                _ => 1 + chance.below(rest.len()),
+            };
+            self.end.send(&rest[..len]);
+            self.sent += len;
+        } else if chance.once_in(150) {
+            self.end.reset();
+            self.done = true;
+        }
+        self.read(chance);
+    }
+
+    fn read(&mut self, chance: &mut Chance) {
+        if self.reads {
+            self.received
+                .extend(self.end.receive(1 + chance.below(2_000)));
+        }
+    }
+
+    /// Everything that was received is whole frames, in order, nothing altered.
+    fn check(&self) {
+        let Some(head_len) = http1::head_len(&self.received, 0) else {
+            return;
+        };
+        let head = &self.received[..head_len];
+        assert!(
+            head.starts_with(b"HTTP/1.1 "),
+            "{:?}",
+            String::from_utf8_lossy(head)
+        );
+        if !head.starts_with(b"HTTP/1.1 101 ") {
+            return;
+        }
+        let mut rest = &self.received[head_len..];
+        let mut next = 0;
+        let mut closed = false;
+        while let Some((header, header_len)) = FrameHeader::decode(rest).expect("a legal frame") {
+            let len = header_len + header.payload_len as usize;
+            if rest.len() < len {
+                break;
+            }
+            assert!(!closed, "a frame behind the Close frame");
+            let payload = &rest[header_len..len];
+            match header.opcode {
+                Opcode::Close => closed = true,
+                Opcode::Ping => {}
+                Opcode::Pong => assert_eq!(payload, b"ping"),
+                _ if payload == b"b" => {}
+                _ => {
+                    // Some may have been dropped; none is doubled, altered or out of order.
+                    let found = (next..next + 20).find(|&number| is_message(payload, number));
+                    next = 1 + found.expect("an echo, in order");
+                }
+            }
+            rest = &rest[len..];
+        }
+    }
+}
+
+fn run(seed: u64) -> Seen {
+    let mut chance = Chance::new(seed);
+    let mut limits = Limits::default();
+    limits.output_len_max = [300, 4_000, 70_000][chance.below(3)];
+    limits.output_low_water = 100;
+    limits.turn_len_max = [1_024, 5_000, 70_000][chance.below(3)];
+    limits.message_len_max = [2_000, 64 * 1024][usize::from(!chance.once_in(4))];
+    let bound = limits.output_len_max + CONTROL_RESERVE;
+    let settings = SimSettings {
+        limits,
+        connections_max: if chance.once_in(4) { 2 } else { 100 },
+        seed: chance.bits(),
+        faults: if chance.once_in(4) {
+            Faults::default()
+        } else {
+            Faults::all()
+        },
+        ..SimSettings::default()
+    };
+    let handler = Chaos {
+        chance: Chance::new(chance.bits()),
+        open: Vec::new(),
+        violations: Vec::new(),
+        seen: Seen::default(),
+    };
+    let mut server = SimServer::new(settings, handler);
+    let mut clients = Vec::new();
+    let wanted = 1 + chance.below(6);
+    for step in 0..400 {
+        if clients.len() < wanted && chance.once_in(4) {
+            let capacity = [60, 500, 5_000, 100_000][chance.below(4)];
+            let end = server.net().connect(capacity);
+            clients.push(client(end, &mut chance));
+        }
+        for client in &mut clients {
+            client.step(&mut chance);
+        }
+        server.turn().expect("a simulated backend does not fail");
+        // The head of the handshake's answer is no message.
+        assert!(
+            server.queued_len_max() <= bound + 200,
+            "output over its limit"
+        );
+        if chance.once_in(20) {
+            server
+                .net()
+                .advance(Duration::from_millis(chance.below(3_000) as u64));
+        }
+        let sent = |client: &Client| client.done || client.sent == client.to_send.len();
+        if step > 60 && clients.len() == wanted && clients.iter().all(sent) {
+            break;
+        }
+    }
+    // Time passes: deadlines end what peers have left open.
+    for _ in 0..12 {
+        server
+            .pass(Duration::from_secs(5))
+            .expect("it does not fail");
+        for client in &mut clients {
+            client.read(&mut chance);
+        }
+    }
+    server.shut_down();
+    for _ in 0..200 {
+        if server.is_finished() {
+            break;
+        }
+        server
+            .pass(Duration::from_secs(1))
+            .expect("it does not fail");
+        for client in &mut clients {
+            client.read(&mut chance);
+        }
+    }
+    assert!(server.is_finished(), "the server does not end");
+    for client in &mut clients {
+        while client.reads && !client.end.is_finished() {
+            let before = client.received.len();
+            client.read(&mut chance);
+            if client.received.len() == before {
+                break;
+            }
+        }
+        client.check();
+    }
+    let counters = server.counters();
+    let dropped = server.dropped();
+    let handler = server.handler_mut();
+    assert_eq!(handler.violations, Vec::<String>::new());
+    let mut seen = std::mem::take(&mut handler.seen);
+    seen.panics = counters.panics;
+    seen.refused = counters.refused;
+    seen.accept_rests = counters.accept_rests;
+    seen.dropped = dropped;
+    if server.connections() == 0 {
+        assert_eq!(server.handler_mut().open, [], "on_close was not called");
+    }
+    seen
+}
+
+/// The same seed gives the same run, or a failure could not be repeated.
+#[test]
+fn runs_are_repeatable() {
+    quiet_panics();
+    let mut runs = HashMap::new();
+    for seed in [1, 2, 3, 1, 2, 3] {
+        let seen = format!("{:?}", run(seed));
+        let first = runs.entry(seed).or_insert_with(|| seen.clone());
+        assert_eq!(*first, seen, "seed {seed}");
+    }
+}
