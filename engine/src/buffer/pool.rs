@@ -20,6 +20,14 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Makes sure that so many queues can be taken, and a buffer for each, without allocating.
+    pub fn warm(&mut self, count: usize) {
+        for _ in 0..count {
+            self.put(Vec::with_capacity(CAPACITY_MIN));
+            self.put_queue(Box::new(SendQueue::with_room()));
+        }
+    }
+
     /// An empty buffer.
     #[inline]
     pub fn take(&mut self) -> Vec<u8> {

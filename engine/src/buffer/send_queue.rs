@@ -43,6 +43,14 @@ impl Segment {
 }
 
 impl SendQueue {
+    /// An empty queue that has room for some segments.
+    pub fn with_room() -> Self {
+        Self {
+            segments: VecDeque::with_capacity(4),
+            ..Self::default()
+        }
+    }
+
     /// Bytes waiting.
     #[inline]
     pub fn len(&self) -> usize {

@@ -69,6 +69,9 @@ const RECV_BATCH_MAX: usize = RECEIVE_BUFFER_LEN / RECEIVE_SLOT_LEN;
 /// Connections that are sent to in one call.
 const SEND_BATCH: usize = 32;
 
+/// Room that the lists of connections have from the start.
+const LISTS_LEN: usize = 1024;
+
 /// Commands taken from the mailbox in one turn.
 const COMMANDS_MAX: usize = 4096;
 
@@ -147,13 +150,15 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     pub fn new(
         backend: B,
         handler: H,
-        env: Env,
+        mut env: Env,
         number: u16,
         remote: Remote,
         shared: Arc<Shared>,
         spin: Spin,
     ) -> Self {
         remote.mailbox(number).start(backend.waker());
+        // What one batch of receives can be answered with.
+        env.pool.warm(RECV_BATCH_MAX);
         Self {
             now: backend.now(),
             backend,
@@ -162,9 +167,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             conns: Slab::default(),
             silence: Deadlines::default(),
             stall: Deadlines::default(),
-            ready: VecDeque::new(),
-            touched: Vec::new(),
-            events: Vec::new(),
+            ready: VecDeque::with_capacity(LISTS_LEN),
+            touched: Vec::with_capacity(LISTS_LEN),
+            events: Vec::with_capacity(LISTS_LEN),
             expired: Vec::new(),
             broadcasts: Vec::new(),
             buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),

@@ -136,7 +136,7 @@ struct RingState {
     /// Operations of the batch that is under way.
     in_batch: usize,
     /// Signals the first ring; none for the first.
-    _eventfd: Option<OwnedFd>,
+    eventfd: Option<OwnedFd>,
 }
 
 /// The io_uring backend.
@@ -290,11 +290,7 @@ impl UringBackend {
             // SAFETY: the descriptor is new and nobody else's.
             let eventfd = unsafe { OwnedFd::from_raw_fd(fd) };
             ring.submitter().register_eventfd(fd)?;
-            let poll = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
-                .multi(true)
-                .build()
-                .user_data(RING | number as u64);
-            self.push(0, &poll)?;
+            self.push(0, &Self::signal_poll(fd, number))?;
             Some(eventfd)
         };
         self.rings.push(RingState {
@@ -303,8 +299,34 @@ impl UringBackend {
             slots_used: 0,
             signalled: true,
             in_batch: 0,
-            _eventfd: eventfd,
+            eventfd,
         });
+        Ok(())
+    }
+
+    fn signal_poll(fd: RawFd, ring: usize) -> squeue::Entry {
+        opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(RING | ring as u64)
+    }
+
+    /// Another ring has something for us.
+    fn handle_signal(&mut self, ring: usize, more: bool) -> io::Result<()> {
+        self.rings[ring].signalled = true;
+        let Some(fd) = self.rings[ring].eventfd.as_ref().map(AsRawFd::as_raw_fd) else {
+            return Ok(());
+        };
+        if !more {
+            // The kernel ends a multishot poll that one of its own rings has woken. Reset
+            // first, or the new poll would report the old signal; what comes from here on
+            // signals again, and the ring is looked at after this.
+            let mut count = 0_u64;
+            // SAFETY: eight bytes are writable at `count` until the call returns. It fails
+            // only if the eventfd has been reset before.
+            unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+            self.push(0, &Self::signal_poll(fd, ring))?;
+        }
         Ok(())
     }
 
@@ -452,7 +474,7 @@ impl UringBackend {
                     self.push(0, &poll.user_data(WAKE))?;
                 }
             }
-            RING => self.rings[(user_data & !KIND) as usize].signalled = true,
+            RING => self.handle_signal((user_data & !KIND) as usize, more)?,
             // A cancel or a close that had nothing left to do.
             _ => {}
         }

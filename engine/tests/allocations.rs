@@ -1,0 +1,176 @@
+//! A plain echo costs no allocation once the connection is warm, and no lock.
+
+use std::alloc::GlobalAlloc;
+use std::alloc::Layout;
+use std::alloc::System;
+use std::cell::Cell;
+use std::fs;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use sockeye::BackendChoice;
+use sockeye::Server;
+use sockeye::protocol::FrameHeader;
+use sockeye::protocol::Opcode;
+
+thread_local! {
+    /// This thread is a server's.
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+fn count() {
+    if COUNTED.try_with(Cell::get).unwrap_or(false) {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, len: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(pointer, layout, len) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test at a time: they share the count.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn echo_costs_no_allocation(backend: BackendChoice, direct: bool, len: usize) {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let server = Server::builder()
+        .on_open(|_| {
+            COUNTED.set(true);
+            // One that must be seen, or the count is worth nothing.
+            drop(std::hint::black_box(Box::new([0_u8; 64])));
+        })
+        .on_message(|conn, message| {
+            conn.send(message);
+        })
+        .threads(1)
+        .backend(backend)
+        .direct_descriptors(direct)
+        .bind("127.0.0.1:0")
+        .expect("a free port")
+        .spawn()
+        .expect("it starts");
+    let address = server.local_addr().ip().expect("an IP address");
+    let mut streams: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).expect("it listens");
+            stream
+                .write_all(
+                    b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                      Sec-WebSocket-Version: 13\r\n\
+                      Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+                )
+                .expect("sent");
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("a head");
+                head.push(byte[0]);
+            }
+            stream
+        })
+        .collect();
+    let header = FrameHeader {
+        fin: true,
+        rsv1: false,
+        opcode: Opcode::Text,
+        payload_len: len as u64,
+        mask_key: Some([0; 4]),
+    };
+    let request = [header.encode().as_bytes(), &vec![b'e'; len]].concat();
+    let mut reply = vec![0; request.len() - 4];
+    let mut echo = |count: usize| {
+        for _ in 0..count {
+            for stream in &mut streams {
+                stream.write_all(&request).expect("sent");
+            }
+            for stream in &mut streams {
+                stream.read_exact(&mut reply).expect("an echo");
+                assert!(reply.ends_with(&request[request.len() - len..]));
+            }
+        }
+    };
+    echo(200);
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    assert!(before > 0, "the server's thread is not counted");
+    echo(2_000);
+    let after = ALLOCATIONS.load(Ordering::SeqCst);
+    assert_eq!(after - before, 0, "allocations for 6,000 echoes");
+    server.shutdown();
+    drop(streams);
+    server.join().expect("it ends");
+}
+
+#[test]
+fn echo_costs_no_allocation_on_uring() {
+    echo_costs_no_allocation(BackendChoice::Uring, false, 64);
+    echo_costs_no_allocation(BackendChoice::Uring, false, 4_000);
+}
+
+#[test]
+fn echo_costs_no_allocation_on_uring_with_direct_descriptors() {
+    echo_costs_no_allocation(BackendChoice::Uring, true, 64);
+}
+
+#[test]
+fn echo_costs_no_allocation_on_poll() {
+    echo_costs_no_allocation(BackendChoice::Poll, false, 64);
+    echo_costs_no_allocation(BackendChoice::Poll, false, 4_000);
+}
+
+/// There is no lock in the engine, so a message can take none. The channel that starts threads
+/// is not in the rooms of a message's path.
+#[test]
+fn the_path_of_a_message_has_no_lock() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = 0;
+    for room in ["buffer", "conn", "protocol", "reactor", "simd", "worker"] {
+        visit(&source.join(room), &mut |path, text| {
+            files += 1;
+            for lock in ["Mutex", "RwLock", "Condvar", "mpsc", "parking_lot"] {
+                assert!(!text.contains(lock), "{lock} in {}", path.display());
+            }
+        });
+    }
+    assert!(files > 20);
+}
+
+fn visit(path: &Path, check: &mut dyn FnMut(&Path, &str)) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).expect("the source folder is readable") {
+            visit(&entry.expect("the entry is readable").path(), check);
+        }
+    } else {
+        check(path, &fs::read_to_string(path).expect("source is UTF-8"));
+    }
+}
