@@ -98,9 +98,9 @@ fn visit(path: &Path, check: &mut dyn FnMut(&Path, &str)) {
         for entry in fs::read_dir(path).expect("the source folder is readable") {
             visit(&entry.expect("the entry is readable").path(), check);
         }
-    } else if path.extension().is_some_and(|extension| extension == "rs") {
-        if let Ok(text) = fs::read_to_string(path) {
-            check(path, &text);
-        }
+    } else if path.extension().is_some_and(|extension| extension == "rs")
+        && let Ok(text) = fs::read_to_string(path)
+    {
+        check(path, &text);
     }
 }

@@ -8,6 +8,7 @@
 mod request;
 mod response;
 
+pub use httparse::EMPTY_HEADER;
 pub use request::HEADER_COUNT_MAX;
 pub use request::Request;
 pub use request::RequestError;

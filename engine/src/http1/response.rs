@@ -77,7 +77,7 @@ impl Response {
     }
 
     /// Appends the head to `output`.
-    pub(crate) fn write_head(&self, output: &mut Vec<u8>) {
+    pub fn write_head(&self, output: &mut Vec<u8>) {
         let phrase = reason_phrase(self.status);
         let head = alloc::format!(
             "HTTP/1.1 {} {phrase}\r\n{}Content-Length: {}\r\nConnection: close\r\n\r\n",

@@ -106,7 +106,7 @@ impl<'a> CloseFrame<'a> {
         // RFC 6455 §7.4.1, §7.4.2: codes that are reserved for local use or undefined.
         let code = CloseCode::new(u16::from_be_bytes(*code)).ok_or(ProtocolError::CloseCode)?;
         // RFC 6455 §5.5.1: the reason is UTF-8.
-        let reason = str::from_utf8(reason).map_err(|_| ProtocolError::Utf8)?;
+        let reason = core::str::from_utf8(reason).map_err(|_| ProtocolError::Utf8)?;
         Ok(Self {
             code: Some(code),
             reason,

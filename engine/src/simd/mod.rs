@@ -10,24 +10,19 @@
 //! **Invariant:** whatever the cut points, feeding a stream in pieces gives the same bytes,
 //! the same final state and the same first bad byte as feeding it whole.
 
+#[cfg_attr(not(feature = "std"), allow(dead_code))]
 mod scalar;
-#[allow(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "straight runs of intrinsics"
-)]
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "runs of intrinsics")]
 mod vector;
 
 #[cfg(target_arch = "aarch64")]
-#[allow(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "straight runs of intrinsics"
-)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "runs of intrinsics")]
 mod neon;
+// Without an operating system to ask, only the baseline is used.
 #[cfg(target_arch = "x86_64")]
-#[allow(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "straight runs of intrinsics"
-)]
+#[cfg_attr(not(feature = "std"), allow(dead_code))]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "runs of intrinsics")]
 mod x86;
 
 #[cfg(test)]
@@ -200,11 +195,13 @@ impl Kernels {
         // Without an operating system to ask, what the target promises decides.
         #[cfg(not(feature = "std"))]
         {
-            if cfg!(target_arch = "aarch64") {
-                #[cfg(target_arch = "aarch64")]
-                return &neon::KERNELS;
-            }
-            &scalar::KERNELS
+            #[cfg(target_arch = "aarch64")]
+            let best = &neon::KERNELS;
+            #[cfg(target_arch = "x86_64")]
+            let best = &x86::SSE2;
+            #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+            let best = &scalar::KERNELS;
+            best
         }
     }
 

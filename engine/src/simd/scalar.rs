@@ -4,7 +4,7 @@ use super::Kernels;
 use super::MaskKey;
 use super::Utf8State;
 
-pub(super) const KERNELS: Kernels = Kernels {
+pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
     unmask,
     validate,
@@ -13,11 +13,12 @@ pub(super) const KERNELS: Kernels = Kernels {
 
 pub(super) fn unmask(bytes: &mut [u8], key: MaskKey) {
     let wide = u64::from(key.0) | u64::from(key.0) << 32;
-    let (words, tail) = bytes.as_chunks_mut::<8>();
-    for word in words {
-        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+    let mut words = bytes.chunks_exact_mut(8);
+    for word in &mut words {
+        let bits = u64::from_ne_bytes((&*word).try_into().expect("exactly 8 bytes"));
+        word.copy_from_slice(&(bits ^ wide).to_ne_bytes());
     }
-    for (byte, mask) in tail.iter_mut().zip(wide.to_ne_bytes()) {
+    for (byte, mask) in words.into_remainder().iter_mut().zip(wide.to_ne_bytes()) {
         *byte ^= mask;
     }
 }
@@ -103,9 +104,11 @@ impl Sequence {
 }
 
 fn ascii_prefix(bytes: &[u8]) -> usize {
-    let (words, _) = bytes.as_chunks::<8>();
-    let ascii = |word: &&[u8; 8]| u64::from_ne_bytes(**word) & 0x8080_8080_8080_8080 == 0;
-    let mut len = 8 * words.iter().take_while(ascii).count();
+    let is_ascii = |word: &&[u8]| {
+        let bits = u64::from_ne_bytes((**word).try_into().expect("exactly 8 bytes"));
+        bits & 0x8080_8080_8080_8080 == 0
+    };
+    let mut len = 8 * bytes.chunks_exact(8).take_while(is_ascii).count();
     while bytes.get(len).is_some_and(u8::is_ascii) {
         len += 1;
     }

@@ -15,7 +15,7 @@ use super::vector::Vector;
 /// [`Kernels::for_each_available`] hands out after it has asked the CPU.
 macro_rules! kernels {
     ($table:ident, $name:literal, $vector:ty, $features:literal) => {
-        pub(super) const $table: Kernels = {
+        pub(super) static $table: Kernels = {
             fn unmask(bytes: &mut [u8], key: MaskKey) {
                 #[target_feature(enable = $features)]
                 fn kernel(bytes: &mut [u8], key: MaskKey) {

@@ -217,27 +217,32 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     /// What the worker has seen.
+    #[cfg(feature = "testkit")]
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
     /// Messages that were refused for want of room.
+    #[cfg(feature = "testkit")]
     pub fn dropped(&self) -> u64 {
         self.env.dropped
     }
 
     /// Connections, in whatever phase.
+    #[cfg(feature = "testkit")]
     pub fn connections(&self) -> usize {
         self.conns.len()
     }
 
     /// The largest output that waits for any connection.
+    #[cfg(feature = "testkit")]
     pub fn queued_len_max(&self) -> usize {
         let queued = |key| self.conns.get(key).map_or(0, |slot| slot.conn.queued_len());
         self.conns.keys().map(queued).max().unwrap_or(0)
     }
 
     /// The user's handler.
+    #[cfg(feature = "testkit")]
     pub fn handler_mut(&mut self) -> &mut H {
         &mut self.handler
     }

@@ -126,7 +126,7 @@ pub fn check_response<'a>(
     let mut chosen = head.header_values("Sec-WebSocket-Protocol");
     match (chosen.next(), chosen.next()) {
         (None, _) => Ok(None),
-        (Some(value), None) => match str::from_utf8(value) {
+        (Some(value), None) => match core::str::from_utf8(value) {
             Ok(name) if request.subprotocols.contains(&name) => Ok(Some(name)),
             _ => Err(ResponseError::Subprotocol),
         },

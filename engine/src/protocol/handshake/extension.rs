@@ -107,7 +107,7 @@ impl<'a> Lexer<'a> {
                 _ => len += 1,
             }
         }
-        let value = str::from_utf8(&self.rest[..len]).ok()?;
+        let value = core::str::from_utf8(&self.rest[..len]).ok()?;
         self.rest = &self.rest[len + 1..];
         Some(value)
     }
@@ -116,7 +116,7 @@ impl<'a> Lexer<'a> {
         let end = self.rest.iter().position(|&byte| !is_token_byte(byte));
         let (token, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
-        let token = str::from_utf8(token).ok()?;
+        let token = core::str::from_utf8(token).ok()?;
         if token.is_empty() { None } else { Some(token) }
     }
 

@@ -43,7 +43,7 @@ fn split_port(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
     match port {
         [] => Some((host, None)),
         [b':', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
-            let port = str::from_utf8(digits).ok()?.parse().ok()?;
+            let port = core::str::from_utf8(digits).ok()?.parse().ok()?;
             Some((host, Some(port)))
         }
         _ => None,

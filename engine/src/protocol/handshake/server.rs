@@ -144,7 +144,7 @@ impl<'a> UpgradeRequest<'a> {
         self.request
             .header_values("Sec-WebSocket-Protocol")
             .flat_map(list_items)
-            .filter_map(|item| str::from_utf8(item).ok())
+            .filter_map(|item| core::str::from_utf8(item).ok())
     }
 
     /// The extensions that the client offers, in its order of preference.

@@ -1,0 +1,2 @@
+//! Benchmarks of sockeye's parts: see `benches/`.
+#![forbid(unsafe_code)]

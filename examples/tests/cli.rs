@@ -1,0 +1,186 @@
+//! The examples as programs: what they print, and what they say of bad input.
+
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+
+const EXAMPLES: [&str; 4] = ["echo", "broadcast", "autobahn", "chat"];
+
+/// `cargo test` builds the examples beside the tests.
+fn program(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().expect("this program");
+    path.pop();
+    path.pop();
+    path.join("examples").join(name)
+}
+
+#[test]
+fn bad_input_gives_one_line_and_exit_code_2() {
+    for example in EXAMPLES {
+        for bad in [
+            &["--bind", "nonsense"][..],
+            &["--bind", "127.0.0.1:99999"],
+            &["--bind", "unix:"],
+            &["--bind"],
+            &["--threads", "0"],
+            &["--threads", "1025"],
+            &["--threads", "many"],
+            &["--backend", "kqueue"],
+            &["--max-message", "0"],
+            &["--max-message", "-1"],
+            &["--connections", "0"],
+            &["--no-such-flag"],
+            &["surplus"],
+        ] {
+            let output = Command::new(program(example))
+                .args(bad)
+                .output()
+                .expect("it runs");
+            assert_eq!(output.status.code(), Some(2), "{example} {bad:?}");
+            assert!(output.stdout.is_empty(), "{example} {bad:?}");
+            let text = String::from_utf8(output.stderr).expect("text");
+            assert_eq!(text.lines().count(), 1, "{example} {bad:?}: {text}");
+            assert!(text.starts_with("error: "), "{example} {bad:?}: {text}");
+        }
+    }
+}
+
+/// A running example. Killed when it is dropped.
+struct Running {
+    process: Child,
+    line: String,
+}
+
+impl Running {
+    fn start(example: &str, flags: &[&str]) -> Self {
+        let mut process = Command::new(program(example))
+            .args(["--bind", "127.0.0.1:0"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let output = process.stdout.take().expect("it is piped");
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).expect("a line");
+        Self { process, line }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let address = self.line.split([' ', ',']).nth(2).expect("an address");
+        let stream = TcpStream::connect(address).expect("it listens");
+        let patience = Some(Duration::from_secs(30));
+        stream.set_read_timeout(patience).expect("a socket");
+        stream
+    }
+
+    fn upgrade(&self, path: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut head = [0; 129];
+        stream.read_exact(&mut head).expect("an answer");
+        assert!(head.starts_with(b"HTTP/1.1 101 "));
+        stream
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Short text, masked with zeros.
+fn say(stream: &mut TcpStream, text: &str) {
+    let len = u8::try_from(text.len()).expect("short");
+    assert!(len < 126);
+    let mut frame = vec![0x81, 0x80 | len, 0, 0, 0, 0];
+    frame.extend(text.as_bytes());
+    stream.write_all(&frame).expect("sent");
+}
+
+fn hear(stream: &mut TcpStream, text: &str) {
+    let mut frame = vec![0; 2 + text.len()];
+    stream.read_exact(&mut frame).expect("a frame");
+    assert_eq!(frame[0], 0x81);
+    assert_eq!(String::from_utf8_lossy(&frame[2..]), text);
+}
+
+#[test]
+fn echo_says_once_what_runs_and_echoes() {
+    for (backend, runs) in [
+        ("uring", "io_uring, regular descriptors"),
+        ("poll", "epoll"),
+    ] {
+        let flags = [
+            "--backend",
+            backend,
+            "--threads",
+            "2",
+            "--connections",
+            "100",
+        ];
+        let server = Running::start("echo", &flags);
+        let line = &server.line;
+        assert!(line.starts_with("listening on 127.0.0.1:"), "{line}");
+        assert!(line.ends_with(&format!(", {runs}, threads: 2\n")), "{line}");
+        let mut stream = server.upgrade("/");
+        say(&mut stream, "hello");
+        hear(&mut stream, "hello");
+    }
+}
+
+#[test]
+fn max_message_is_the_longest_message() {
+    let server = Running::start("echo", &["--max-message", "5"]);
+    let mut stream = server.upgrade("/");
+    say(&mut stream, "12345");
+    hear(&mut stream, "12345");
+    say(&mut stream, "123456");
+    let mut close = [0; 4];
+    stream.read_exact(&mut close).expect("a Close frame");
+    assert_eq!(close[0], 0x88);
+    assert_eq!(close[2..], 1009_u16.to_be_bytes());
+}
+
+#[test]
+fn broadcast_goes_to_everyone() {
+    let server = Running::start("broadcast", &["--threads", "2"]);
+    let mut streams: Vec<TcpStream> = (0..10).map(|_| server.upgrade("/")).collect();
+    say(&mut streams[3], "to all");
+    for stream in &mut streams {
+        hear(stream, "to all");
+    }
+}
+
+#[test]
+fn chat_serves_a_page_and_tells_everyone() {
+    let server = Running::start("chat", &["--threads", "2"]);
+    let mut stream = server.connect();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        .expect("sent");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("a page");
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.contains("new WebSocket"));
+    let mut ann = server.upgrade("/chat");
+    let mut bob = server.upgrade("/chat");
+    say(&mut ann, "Ann");
+    hear(&mut ann, "* Ann is here");
+    hear(&mut bob, "* Ann is here");
+    say(&mut ann, "hello");
+    hear(&mut bob, "Ann: hello");
+    drop(ann);
+    hear(&mut bob, "* Ann has left");
+}
