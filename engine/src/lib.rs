@@ -129,3 +129,8 @@ pub use worker::Handler;
 pub use worker::PostError;
 #[cfg(feature = "std")]
 pub use worker::Remote;
+
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
