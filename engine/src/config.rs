@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::ConfigError;
 use crate::http1::HEADER_COUNT_MAX;
 use crate::timer::TICK;
+use crate::timer::TICKS_AHEAD_MAX;
 
 /// What a peer may use of this process. Every field has a default that is safe to deploy.
 #[derive(Clone, Debug)]
@@ -56,8 +57,11 @@ pub const CONTROL_RESERVE: usize = 1024;
 /// The longest header of a server's frame.
 const SERVER_HEADER_LEN_MAX: usize = 10;
 
-/// The longest time-out that can be set: a day.
-const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest time-out on silence that can be set: a day.
+const SILENCE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The longest other time-out: what a deadline can hold.
+const TIMEOUT_MAX: Duration = Duration::from_secs(TICKS_AHEAD_MAX as u64);
 
 impl Default for Limits {
     fn default() -> Self {
@@ -118,7 +122,8 @@ impl Limits {
             (self.write_timeout, false, "write_timeout"),
         ] {
             let off = may_be_off && timeout.is_zero();
-            if !off && !(TICK..=TIMEOUT_MAX).contains(&timeout) {
+            let most = if may_be_off { SILENCE_MAX } else { TIMEOUT_MAX };
+            if !off && !(TICK..=most).contains(&timeout) {
                 return Err(ConfigError::Timeout(what));
             }
         }
@@ -186,5 +191,9 @@ mod tests {
         );
         check(|l| l.close_timeout = Duration::ZERO, "close_timeout");
         check(|l| l.write_timeout = Duration::ZERO, "write_timeout");
+        check(
+            |l| l.write_timeout = Duration::from_secs(251),
+            "write_timeout",
+        );
     }
 }

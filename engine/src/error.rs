@@ -23,8 +23,9 @@ pub enum ConfigError {
     /// No threads, or more than 1,024.
     #[error("threads out of range: {0}")]
     Threads(usize),
-    /// A time-out below a second or over a day.
-    #[error("time-out out of range: {0} (wanted 1 s to 24 h)")]
+    /// A time-out below a second, or longer than it can be: a day for those on silence, 250 s
+    /// for others.
+    #[error("time-out out of range: {0} (wanted at least 1 s, at most 24 h or 250 s)")]
     Timeout(&'static str),
 }
 

@@ -32,6 +32,11 @@
 //! (`default-features = false`).
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(unsafe_code)]
+// `std` alone is what the backends have in common: of no use without one.
+#![cfg_attr(
+    all(feature = "std", not(any(feature = "uring", feature = "poll"))),
+    allow(dead_code, unused_imports)
+)]
 
 extern crate alloc;
 

@@ -81,9 +81,26 @@ impl Listener {
     /// The address is in use, not of this machine, or may not be used.
     pub fn bind(address: &Address) -> io::Result<Self> {
         match address {
-            Address::Ip(address) => Self::bind_ip(*address),
+            Address::Ip(address) => {
+                Self::check_free(*address)?;
+                Self::bind_ip(*address)
+            }
             Address::Unix(path) => Self::bind_unix(path),
         }
+    }
+
+    /// Sockets that share a port need not be of one server: a second server started by mistake
+    /// would take half of the connections. Without the sharing, the kernel says so.
+    fn check_free(address: SocketAddr) -> io::Result<()> {
+        if address.port() == 0 {
+            return Ok(());
+        }
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&SockAddr::from(address))
     }
 
     fn bind_ip(address: SocketAddr) -> io::Result<Self> {
@@ -178,6 +195,16 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Address>(), Err(()), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn port_in_use_is_an_error_and_threads_share_it() {
+        let first = Listener::bind(&"127.0.0.1:0".parse().expect("an address"));
+        let first = first.expect("a free port");
+        let error = Listener::bind(first.address()).expect_err("it is in use");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let second = first.for_another_thread().expect("of the same server");
+        assert_eq!(second.address(), first.address());
     }
 
     #[test]

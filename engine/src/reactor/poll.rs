@@ -27,7 +27,7 @@ use super::sys;
 
 const EVENTS_MAX: usize = 1024;
 
-/// Connections accepted in one wait, for the others to have their turn.
+/// Connections accepted in one wait from one listener, for the others to have their turn.
 const ACCEPT_MAX: usize = 64;
 
 const LISTENER: usize = 1 << Token::BITS;
@@ -87,8 +87,8 @@ impl PollBackend {
     }
 
     fn accept(&mut self, events: &mut Vec<Event<RawFd>>) {
-        let mut room = ACCEPT_MAX;
         for acceptor in &mut self.listeners {
+            let mut room = ACCEPT_MAX;
             while acceptor.ready && self.accepting && room > 0 {
                 room -= 1;
                 match sys_accept(acceptor.listener.fd()) {

@@ -84,6 +84,7 @@ pub(super) fn shutdown_write(fd: RawFd) {
 }
 
 /// Closes a descriptor that its caller owns.
+#[cfg(feature = "poll")]
 pub(super) fn close(fd: RawFd) {
     // SAFETY: the caller owns the descriptor and gives it up.
     unsafe { libc::close(fd) };

@@ -188,8 +188,19 @@ struct Start<M> {
     started: mpsc::Sender<Result<()>>,
 }
 
+/// Ends the other threads when one ends, in whatever way: a port that one thread has left would
+/// go on taking connections that nobody serves.
+struct EndsAll(Remote);
+
+impl Drop for EndsAll {
+    fn drop(&mut self) {
+        self.0.shutdown();
+    }
+}
+
 impl<M: MakeHandler> Start<M> {
     fn run(mut self, mechanism: Mechanism) -> Result<()> {
+        let _ends_all = EndsAll(self.remote.clone());
         let listeners = std::mem::take(&mut self.listeners);
         match mechanism {
             #[cfg(all(feature = "uring", target_os = "linux"))]
@@ -294,11 +305,7 @@ impl Handle {
                 let error = io::Error::other("a worker panicked");
                 Err(Error::io("serve")(error))
             });
-            if ended.is_err() && result.is_ok() {
-                // One that cannot go on takes the others with it.
-                self.remote.shutdown();
-                result = ended;
-            }
+            result = result.and(ended);
         }
         for address in self.addresses {
             if let Address::Unix(path) = address {

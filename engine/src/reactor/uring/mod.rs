@@ -764,14 +764,19 @@ impl Backend for UringBackend {
 impl Drop for UringBackend {
     fn drop(&mut self) {
         // Regular descriptors belong to the process: those that were accepted and never handed
-        // out are closed here, and so is what has been queued.
-        for event in mem::take(&mut self.stash) {
-            if let Event::Accepted(socket) = event {
-                self.close(socket, None);
+        // out are closed here, and so is what has been queued. An error has no consequence that
+        // the end of the ring does not have.
+        self.pause_accept();
+        for _ in 0..2 {
+            for ring in 0..self.rings.len() {
+                let _ = self.rings[ring].ring.enter(0, None);
+                let _ = self.reap(ring);
             }
-        }
-        for state in &mut self.rings {
-            let _ = state.ring.enter(0, None);
+            for event in mem::take(&mut self.stash) {
+                if let Event::Accepted(socket) = event {
+                    self.close(socket, None);
+                }
+            }
         }
     }
 }
