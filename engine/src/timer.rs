@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! Coarse deadlines, one byte per connection.
 //!
-//! A deadline is the tick at which it is due, modulo [`TICK_CYCLE`]; setting it is one store.
+//! A deadline is the tick at which it is due, modulo 254; setting it is one store.
 //! A tick is one second, and a quarter of the table is swept each quarter of a second with a
 //! vectorised search for the byte that is due. The room has no clock: it is told the time.
 //!
