@@ -334,6 +334,11 @@ fn g07_output_never_exceeds_its_limit_by_a_byte(world: World) {
         assert_eq!(conn.ping(b""), SendResult::Dropped);
     });
     probe.record_messages = false;
+    probe.on_ping = Arc::new(move |conn| {
+        // The pong is in the reserve, unless the peer's side has taken some meanwhile.
+        assert_ne!(conn.queued_bytes(), limit, "no room for a pong");
+        assert!(conn.queued_bytes() <= limit + CONTROL_RESERVE);
+    });
     let server = world.start_with(settings, probe);
     let mut link = server.connect_with_room(3_000);
     link.upgrade();
