@@ -2,6 +2,7 @@
 
 use std::mem;
 
+use crate::buffer::SendQueue;
 use crate::config::OriginPolicy;
 use crate::http1;
 use crate::http1::HEADER_COUNT_MAX;
@@ -154,12 +155,7 @@ impl<D> Conn<D> {
         let subprotocol = self.state.subprotocol.as_deref();
         let accept_key = request.accept_key();
         handshake::write_accept(&mut head, &accept_key, subprotocol, None, &headers);
-        let queue = self
-            .state
-            .queue
-            .get_or_insert_with(|| env.pool.take_queue());
-        queue.push(&head, &[], &mut env.pool);
-        env.pool.put(head);
+        self.push_head(head, env);
 
         self.data = Some(data);
         self.state.phase = Phase::Open;
@@ -173,16 +169,22 @@ impl<D> Conn<D> {
     pub(super) fn respond(&mut self, response: Response, head_only: bool, env: &mut Env) {
         let mut head = env.pool.take();
         response.write_head(&mut head);
+        let queue = self.push_head(head, env);
+        if !head_only {
+            queue.push_shared(response.body_bytes().clone(), &mut env.pool);
+        }
+        self.state.phase = Phase::Lingering;
+    }
+
+    /// Queues a response head, which is no message: it is not counted.
+    fn push_head(&mut self, head: Vec<u8>, env: &mut Env) -> &mut SendQueue {
         let queue = self
             .state
             .queue
             .get_or_insert_with(|| env.pool.take_queue());
         queue.push(&head, &[], &mut env.pool);
         env.pool.put(head);
-        if !head_only {
-            queue.push_shared(response.body_bytes().clone(), &mut env.pool);
-        }
-        self.state.phase = Phase::Lingering;
+        queue
     }
 }
 

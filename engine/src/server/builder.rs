@@ -135,26 +135,21 @@ impl IntoAddress for std::net::SocketAddr {
     }
 }
 
+/// A builder with one closure set, and the others as they are in `self`.
+macro_rules! with_closure {
+    ($builder:ident, $new:ident, $($kept:ident),*) => {{
+        let Closures { $($kept,)* .. } = $builder.make;
+        $builder.settings.with(Closures { $new, $($kept,)* })
+    }};
+}
+
 impl<O, M, D, C, T> Builder<Closures<O, M, D, C, T>> {
     /// Called when a connection has opened.
     pub fn on_open<F>(self, open: F) -> Builder<Closures<F, M, D, C, T>>
     where
         F: Fn(&mut Context<'_, ()>) + Clone + Send + Sync + 'static,
     {
-        let Closures {
-            message,
-            drain,
-            close,
-            http,
-            ..
-        } = self.make;
-        self.settings.with(Closures {
-            open,
-            message,
-            drain,
-            close,
-            http,
-        })
+        with_closure!(self, open, message, drain, close, http)
     }
 
     /// Called with each message.
@@ -162,20 +157,7 @@ impl<O, M, D, C, T> Builder<Closures<O, M, D, C, T>> {
     where
         F: Fn(&mut Context<'_, ()>, Message<'_>) + Clone + Send + Sync + 'static,
     {
-        let Closures {
-            open,
-            drain,
-            close,
-            http,
-            ..
-        } = self.make;
-        self.settings.with(Closures {
-            open,
-            message,
-            drain,
-            close,
-            http,
-        })
+        with_closure!(self, message, open, drain, close, http)
     }
 
     /// Called when output that was held up, or refused, has drained.
@@ -183,20 +165,7 @@ impl<O, M, D, C, T> Builder<Closures<O, M, D, C, T>> {
     where
         F: Fn(&mut Context<'_, ()>) + Clone + Send + Sync + 'static,
     {
-        let Closures {
-            open,
-            message,
-            close,
-            http,
-            ..
-        } = self.make;
-        self.settings.with(Closures {
-            open,
-            message,
-            drain,
-            close,
-            http,
-        })
+        with_closure!(self, drain, open, message, close, http)
     }
 
     /// Called when a connection is over.
@@ -204,20 +173,7 @@ impl<O, M, D, C, T> Builder<Closures<O, M, D, C, T>> {
     where
         F: Fn(&mut Context<'_, ()>, &Closed<'_>) + Clone + Send + Sync + 'static,
     {
-        let Closures {
-            open,
-            message,
-            drain,
-            http,
-            ..
-        } = self.make;
-        self.settings.with(Closures {
-            open,
-            message,
-            drain,
-            close,
-            http,
-        })
+        with_closure!(self, close, open, message, drain, http)
     }
 
     /// Answers GET and HEAD requests that ask for no WebSocket.
@@ -225,20 +181,7 @@ impl<O, M, D, C, T> Builder<Closures<O, M, D, C, T>> {
     where
         F: Fn(&Request<'_>) -> Response + Clone + Send + Sync + 'static,
     {
-        let Closures {
-            open,
-            message,
-            drain,
-            close,
-            ..
-        } = self.make;
-        self.settings.with(Closures {
-            open,
-            message,
-            drain,
-            close,
-            http,
-        })
+        with_closure!(self, http, open, message, drain, close)
     }
 }
 

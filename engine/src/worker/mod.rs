@@ -476,6 +476,29 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.after(key, false);
     }
 
+    /// A connection, what all share, and where the connection delivers.
+    #[inline]
+    #[allow(clippy::type_complexity, reason = "three borrows of one value")]
+    fn take_apart(
+        &mut self,
+        key: Key,
+    ) -> Option<(&mut Conn<H::Data>, &mut Env, Delivery<'_, B, H>)> {
+        let slot = self.conns.get_mut(key)?;
+        let delivery = Delivery {
+            handler: &mut self.handler,
+            wire: SocketWire {
+                backend: &mut self.backend,
+                socket: slot.socket,
+            },
+            remote: &self.remote,
+            id: ConnId {
+                worker: self.number,
+                key,
+            },
+        };
+        Some((&mut slot.conn, &mut self.env, delivery))
+    }
+
     /// Calls into a connection, whose callbacks may panic.
     #[inline]
     fn deliver(
@@ -483,22 +506,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         key: Key,
         call: impl FnOnce(&mut Conn<H::Data>, &mut Env, &mut Delivery<'_, B, H>),
     ) {
-        let Some(slot) = self.conns.get_mut(key) else {
+        let Some((conn, env, mut delivery)) = self.take_apart(key) else {
             return;
-        };
-        let (conn, env) = (&mut slot.conn, &mut self.env);
-        let id = ConnId {
-            worker: self.number,
-            key,
-        };
-        let mut delivery = Delivery {
-            handler: &mut self.handler,
-            wire: SocketWire {
-                backend: &mut self.backend,
-                socket: slot.socket,
-            },
-            remote: &self.remote,
-            id,
         };
         // What a panic leaves behind is this connection's, which is closed, and the handler's
         // own, which answers for it.
@@ -507,28 +516,18 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             conn.settle(env, &mut delivery);
         });
         if panic::catch_unwind(call).is_err() {
-            self.handle_panic(key, id);
+            self.handle_panic(key);
         }
     }
 
     /// Closes a connection whose callback has panicked; `on_close` may panic as well.
     #[cold]
-    fn handle_panic(&mut self, key: Key, id: ConnId) {
+    fn handle_panic(&mut self, key: Key) {
         self.counters.panics += 1;
-        log::error!("a callback of connection {id} panicked");
-        let Some(slot) = self.conns.get_mut(key) else {
+        let Some((conn, env, mut delivery)) = self.take_apart(key) else {
             return;
         };
-        let (conn, env) = (&mut slot.conn, &mut self.env);
-        let mut delivery = Delivery {
-            handler: &mut self.handler,
-            wire: SocketWire {
-                backend: &mut self.backend,
-                socket: slot.socket,
-            },
-            remote: &self.remote,
-            id,
-        };
+        log::error!("a callback of connection {} panicked", delivery.id);
         let call = AssertUnwindSafe(|| conn.handle_panic(env, &mut delivery));
         if panic::catch_unwind(call).is_err() {
             self.counters.panics += 1;
