@@ -14,11 +14,12 @@ use io_uring::squeue;
 use io_uring::types::SubmitArgs;
 use io_uring::types::Timespec;
 
-const SUBMISSIONS: u32 = 1024;
+// In tests small enough to be filled.
+const SUBMISSIONS: u32 = if cfg!(test) { 64 } else { 1024 };
 
 /// A poll of each of so many connections can complete at once without an overflow, which the
 /// kernel keeps but slowly.
-const COMPLETIONS: u32 = 16 * 1024;
+const COMPLETIONS: u32 = if cfg!(test) { 128 } else { 16 * 1024 };
 
 /// A ring and its queues.
 ///
