@@ -60,8 +60,11 @@ struct Running {
 
 impl Running {
     fn start(example: &str, flags: &[&str]) -> Self {
-        let mut process = Command::new(program(example))
-            .args(["--bind", "127.0.0.1:0"])
+        let mut command = Command::new(program(example));
+        if !flags.contains(&"--bind") {
+            command.args(["--bind", "127.0.0.1:0"]);
+        }
+        let mut process = command
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()
@@ -183,4 +186,27 @@ fn chat_serves_a_page_and_tells_everyone() {
     hear(&mut bob, "Ann: hello");
     drop(ann);
     hear(&mut bob, "* Ann has left");
+}
+
+/// A killed server can be started again at once, on the same port, whatever it held.
+#[test]
+fn killed_server_starts_again_on_its_port() {
+    for backend in ["uring", "poll"] {
+        let mut server = Running::start("echo", &["--backend", backend]);
+        let address = server
+            .line
+            .split([' ', ','])
+            .nth(2)
+            .expect("an address")
+            .to_owned();
+        for _ in 0..5 {
+            let _stream = server.upgrade("/");
+            drop(server);
+            server = Running::start("echo", &["--backend", backend, "--bind", &address]);
+            assert!(server.line.contains(&address), "{}", server.line);
+            let mut stream = server.upgrade("/");
+            say(&mut stream, "again");
+            hear(&mut stream, "again");
+        }
+    }
 }

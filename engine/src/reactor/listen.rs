@@ -13,6 +13,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use std::time::Instant;
 
 use socket2::Domain;
 use socket2::SockAddr;
@@ -21,6 +22,9 @@ use socket2::Type;
 
 /// Connections that the kernel may have accepted for us.
 pub const BACKLOG: i32 = 1024;
+
+/// How long a killed process's ring may hold on to its listening socket.
+const KILLED_RING_MAX: Duration = Duration::from_secs(1);
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,10 +95,30 @@ impl Listener {
 
     /// Sockets that share a port need not be of one server: a second server started by mistake
     /// would take half of the connections. Without the sharing, the kernel says so.
+    ///
+    /// The kernel takes a ring of a killed process apart in the background, and with it the
+    /// listening socket that the ring was accepting from: a server that is started again at
+    /// once has to wait for that.
     fn check_free(address: SocketAddr) -> io::Result<()> {
         if address.port() == 0 {
             return Ok(());
         }
+        let start = Instant::now();
+        loop {
+            match Self::try_bind(address) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse
+                        && start.elapsed() < KILLED_RING_MAX =>
+                {
+                    std::thread::sleep(KILLED_RING_MAX / 50);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Binds as one that does not share its port.
+    fn try_bind(address: SocketAddr) -> io::Result<()> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
