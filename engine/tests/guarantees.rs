@@ -367,7 +367,7 @@ fn g07_output_never_exceeds_its_limit_by_a_byte(world: World) {
 
 fn g08_every_failure_ends_in_close_frame_fin_and_lingering_read(world: World) {
     let mut settings = Settings::default();
-    settings.limits.close_timeout = Duration::from_secs(1);
+    settings.limits.close_timeout = Duration::from_secs(2);
     let server = world.start_with(settings, Probe::echo());
     let cases: [(&[u8], ProtocolError); 5] = [
         (&[0xFF], ProtocolError::ReservedBit),
@@ -408,7 +408,7 @@ fn g08_every_failure_ends_in_close_frame_fin_and_lingering_read(world: World) {
     let mut link = server.open();
     link.send(&[0xFF]);
     link.expect_close(1002);
-    server.pass(Duration::from_secs(3));
+    server.pass(Duration::from_secs(5));
     server.wait_empty();
     // Both sides' handshakes, and who began.
     let mut link = server.open();
@@ -435,7 +435,7 @@ fn g08_every_failure_ends_in_close_frame_fin_and_lingering_read(world: World) {
         link.next_frame().expect("a Close frame").opcode,
         Opcode::Close
     );
-    server.pass(Duration::from_secs(4));
+    server.pass(Duration::from_secs(5));
     let ended = server.end_of(id);
     assert_eq!(
         (ended.why, ended.local, ended.clean),
@@ -675,6 +675,9 @@ fn g13_backends_behave_alike_case_by_case() {
     let want = transcript(World::Poll);
     assert!(want.1.len() > 15, "{:?}", want.1);
     for world in [World::Uring, World::UringDirect, World::Sim] {
+        if world != World::Sim && !support::uring_works() {
+            continue;
+        }
         assert_eq!(transcript(world), want, "{world:?}");
     }
 }
