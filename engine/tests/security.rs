@@ -908,16 +908,21 @@ fn uaf(world: World) {
         .concat(),
     );
     assert_eq!(link.next_frame(), None);
+    // Not even a Close frame, or something illegal.
+    for behind in [frame(Opcode::Close, b""), vec![0xFF]] {
+        let mut link = server.open();
+        link.send(&[frame(Opcode::Text, b"terminate"), behind].concat());
+        assert_eq!(link.next_frame(), None);
+    }
     let ends: Vec<Why> = server
-        .closes(4)
+        .closes(6)
         .into_iter()
         .map(|ended| ended.why)
         .collect();
-    assert_eq!(
-        ends,
-        [Why::Closed, Why::Closed, Why::Closed, Why::Terminated]
-    );
-    assert_eq!(server.log().messages(), [&b"close"[..], b"terminate"]);
+    assert_eq!(ends[..3], [Why::Closed; 3]);
+    assert_eq!(ends[3..], [Why::Terminated; 3]);
+    let messages = [&b"close"[..], b"terminate", b"terminate", b"terminate"];
+    assert_eq!(server.log().messages(), messages);
 
     // Close in on_open, before the head of the answer has left.
     let mut probe = Probe::echo();

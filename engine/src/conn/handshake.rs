@@ -49,10 +49,9 @@ impl<D> Conn<D> {
                 return self.receive_early(frames, env, sink);
             }
         }
-        let buffer = env.pool.take();
         let partial = self.partial(env);
         if partial.tail.capacity() == 0 {
-            partial.tail = buffer;
+            partial.tail = env.pool.take();
         }
         let taken = input.len().min(len_max - kept);
         partial.tail.extend_from_slice(&input[..taken]);

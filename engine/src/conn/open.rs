@@ -23,7 +23,8 @@ impl<D> Conn<D> {
         sink: &mut impl Sink<D>,
     ) {
         let mut rest = input;
-        loop {
+        // A callback may end it: then nothing behind the message is looked at.
+        while matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
             let event = match self.decoder.next(&mut rest, &env.decoder_limits) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
@@ -53,29 +54,25 @@ impl<D> Conn<D> {
                 // nothing is of interest.
                 (_, Event::Close(close)) => return self.receive_close(&close, env, sink),
                 // We have closed: what the peer sent before it knew is not delivered.
-                (Phase::CloseSent, _) => {}
-                (Phase::Handshake | Phase::Lingering | Phase::Closed, _) => return,
+                _ => {}
             }
         }
         if !rest.is_empty() && matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
-            let mut tail = env.pool.take();
-            tail.extend_from_slice(rest);
-            self.partial(env).tail = tail;
+            let partial = self.partial(env);
+            if partial.tail.capacity() == 0 {
+                partial.tail = env.pool.take();
+            }
+            partial.tail.extend_from_slice(rest);
         }
     }
 
     /// Puts a message together.
     fn receive_chunk(&mut self, chunk: &Chunk<'_>, env: &mut Env, sink: &mut impl Sink<D>) {
-        if self
-            .partial
-            .as_ref()
-            .is_none_or(|partial| partial.message.capacity() == 0)
-        {
-            let buffer = env.pool.take();
-            self.partial(env).message = buffer;
+        let partial = self.partial(env);
+        if partial.message.capacity() == 0 {
+            partial.message = env.pool.take();
         }
         // Grows by doubling, so with what has arrived and not with what was announced.
-        let partial = self.partial(env);
         partial.message.extend_from_slice(chunk.payload);
         if chunk.end {
             let payload = mem::take(&mut partial.message);
