@@ -3,6 +3,7 @@
 //!     cargo run --release --example echo -- --bind 127.0.0.1:9001
 
 use sockeye::CloseCode;
+use sockeye::DropReason;
 use sockeye::Limits;
 use sockeye::SendResult;
 use sockeye::Server;
@@ -17,7 +18,7 @@ fn main() {
     limits.output_len_max = OUTPUT_LEN_MAX;
     let builder = Server::builder().on_message(|conn, message| {
         // An echo server that leaves an echo out is no echo server.
-        if conn.send(message) == SendResult::Dropped {
+        if conn.send(message) == SendResult::Dropped(DropReason::OutputLimit) {
             conn.close(CloseCode::TRY_AGAIN_LATER, "read your replies");
         }
     });

@@ -93,6 +93,8 @@ pub use conn::CloseCause;
 #[cfg(feature = "std")]
 pub use conn::Closed;
 #[cfg(feature = "std")]
+pub use conn::DropReason;
+#[cfg(feature = "std")]
 pub use conn::Initiator;
 #[cfg(feature = "std")]
 pub use conn::SendResult;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use sockeye::CONTROL_RESERVE;
 use sockeye::CloseCode;
+use sockeye::DropReason;
 use sockeye::Limits;
 use sockeye::ProtocolError;
 use sockeye::SendResult;
@@ -319,19 +320,25 @@ fn g07_output_never_exceeds_its_limit_by_a_byte(world: World) {
             return;
         }
         // Fill the peer's side first: then nothing more leaves.
-        while !matches!(conn.send(&[b'k'; 5_000]), SendResult::Dropped) {
+        while !matches!(
+            conn.send(&[b'k'; 5_000]),
+            SendResult::Dropped(DropReason::OutputLimit)
+        ) {
             assert!(conn.queued_bytes() <= limit);
         }
         // To the byte: header and payload.
         let room = limit - conn.queued_bytes();
-        assert_eq!(conn.send(&vec![b'r'; room - 3]), SendResult::Dropped);
+        assert_eq!(
+            conn.send(&vec![b'r'; room - 3]),
+            SendResult::Dropped(DropReason::OutputLimit)
+        );
         assert!(matches!(
             conn.send(&vec![b'r'; room - 4]),
             SendResult::Queued(_)
         ));
         assert_eq!(conn.queued_bytes(), limit);
-        assert_eq!(conn.send(b""), SendResult::Dropped);
-        assert_eq!(conn.ping(b""), SendResult::Dropped);
+        assert_eq!(conn.send(b""), SendResult::Dropped(DropReason::OutputLimit));
+        assert_eq!(conn.ping(b""), SendResult::Dropped(DropReason::OutputLimit));
     });
     probe.record_messages = false;
     probe.on_ping = Arc::new(move |conn| {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use sockeye::CloseCode;
+use sockeye::DropReason;
 use sockeye::Limits;
 use sockeye::ProtocolError;
 use sockeye::SendResult;
@@ -391,7 +392,7 @@ fn slowloris_frame(world: World) {
 fn fill_output(probe: Probe) -> Probe {
     probe.on_message(|conn, message| {
         let payload = vec![b'x'; 10_000];
-        while conn.send(&payload) != SendResult::Dropped {}
+        while conn.send(&payload) != SendResult::Dropped(DropReason::OutputLimit) {}
         assert!(conn.queued_bytes() <= Limits::default().output_len_max);
         conn.send(message);
     })

@@ -210,7 +210,7 @@ impl Handler for Chaos {
         );
         match conn.send(message) {
             SendResult::Sent | SendResult::Queued(_) => self.seen.echoes += 1,
-            SendResult::Dropped => {}
+            SendResult::Dropped(_) => {}
             SendResult::Gone => self.check(false, "gone in its own callback"),
         }
         self.act(conn);

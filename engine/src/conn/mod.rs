@@ -29,6 +29,7 @@ pub use outcome::CloseCause;
 pub use outcome::Closed;
 pub use outcome::Initiator;
 pub use outcome::Timeout;
+pub use output::DropReason;
 pub use output::Output;
 pub use output::SendResult;
 pub use upgrade::Upgrade;

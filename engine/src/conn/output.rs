@@ -25,10 +25,19 @@ pub enum SendResult {
     Sent,
     /// It waits behind output that the peer has not taken; so many bytes wait now.
     Queued(usize),
-    /// It was refused: the output limit leaves no room for it. This is counted.
-    Dropped,
+    /// It was refused, and counted.
+    Dropped(DropReason),
     /// The connection is closing or gone.
     Gone,
+}
+
+/// Why a message was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// The output limit leaves no room for it. `on_drain` says when
+    /// there is room again.
+    OutputLimit,
 }
 
 /// A connection, as a callback gets it.
@@ -135,7 +144,7 @@ impl State {
             return SendResult::Gone;
         }
         let result = if self.queued_len() + frame.len() > env.limits.output_len_max {
-            SendResult::Dropped
+            SendResult::Dropped(DropReason::OutputLimit)
         } else {
             let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
             queue.push_shared(frame, &mut env.pool);
@@ -148,7 +157,7 @@ impl State {
     /// whether there was room.
     pub(super) fn push_control(&mut self, opcode: Opcode, payload: &[u8], env: &mut Env) -> bool {
         let limit = env.limits.output_len_max + CONTROL_RESERVE - CLOSE_LEN_MAX;
-        self.push_frame(opcode, payload, limit, env) != SendResult::Dropped
+        self.push_frame(opcode, payload, limit, env) != SendResult::Dropped(DropReason::OutputLimit)
     }
 
     /// Queues a Close frame. There is always room for one.
@@ -157,7 +166,7 @@ impl State {
         let result = self.push_frame(Opcode::Close, &close.encode(), limit, env);
         debug_assert_ne!(
             result,
-            SendResult::Dropped,
+            SendResult::Dropped(DropReason::OutputLimit),
             "the reserve holds a Close frame"
         );
     }
@@ -183,7 +192,7 @@ impl State {
         env: &mut Env,
     ) -> SendResult {
         if self.queued_len() + frame_len(payload.len()) > limit {
-            return SendResult::Dropped;
+            return SendResult::Dropped(DropReason::OutputLimit);
         }
         let header = FrameHeader {
             fin: true,
@@ -209,7 +218,7 @@ impl State {
     /// Counts a message that was refused, and owes the handler a word when there is room.
     #[inline]
     fn note(&mut self, result: SendResult, env: &mut Env) -> SendResult {
-        if result == SendResult::Dropped {
+        if result == SendResult::Dropped(DropReason::OutputLimit) {
             env.dropped += 1;
             self.drain_owed = true;
         }
