@@ -279,7 +279,7 @@ fn g06_memory_grows_with_bytes_received_prealloc(world: World) {
     settings.limits.message_len_max = 1 << 30;
     settings.limits.output_len_max = (1 << 30) + 16;
     let server = world.start_with(settings, Probe::echo());
-    let count = if world.is_sim() { 2_000 } else { 200 };
+    let count = if world.is_sim() { 10_000 } else { 200 };
     let resident = || {
         let status = std::fs::read_to_string("/proc/self/statm").expect("Linux");
         let pages = status
