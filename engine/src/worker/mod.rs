@@ -130,7 +130,9 @@ pub struct Worker<B: Backend, H: Handler> {
     ready: VecDeque<Key>,
     touched: Vec<Key>,
     events: Vec<Event<B::Socket>>,
-    expired: Vec<u32>,
+    /// Connections whose deadlines had passed when the turn began.
+    silent: Vec<u32>,
+    stalled: Vec<u32>,
     broadcasts: Vec<Bytes>,
     buffer: Box<[u8]>,
     number: u16,
@@ -170,7 +172,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             ready: VecDeque::with_capacity(LISTS_LEN),
             touched: Vec::with_capacity(LISTS_LEN),
             events: Vec::with_capacity(LISTS_LEN),
-            expired: Vec::new(),
+            silent: Vec::new(),
+            stalled: Vec::new(),
             broadcasts: Vec::new(),
             buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),
             number,
@@ -208,6 +211,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.wait(timeout)?;
         self.now = self.backend.now();
         self.env.now_s = self.now.as_secs() as u32;
+        // Before anything sets a deadline, which counts from where the sweep has come to.
+        self.silence.advance(self.now, &mut self.silent);
+        self.stall.advance(self.now, &mut self.stalled);
         self.handle_events();
         self.receive();
         self.expire();
@@ -599,23 +605,32 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.stall.set(key.index, ticks);
     }
 
+    /// Ends what has waited too long, unless this turn has brought what it waited for: then
+    /// its deadline has been set again. The thread may have been held up, and not the peer.
     fn expire(&mut self) {
-        let mut expired = mem::take(&mut self.expired);
-        self.silence.advance(self.now, &mut expired);
-        for index in expired.drain(..) {
-            if let Some(key) = self.conns.key_at(index) {
+        let mut silent = mem::take(&mut self.silent);
+        for index in silent.drain(..) {
+            let key = self.conns.key_at(index);
+            if let Some(key) = key.filter(|_| !self.silence.is_set(index)) {
                 self.deliver(key, |conn, env, sink| conn.handle_deadline(env, sink));
                 self.after(key, true);
             }
         }
-        self.stall.advance(self.now, &mut expired);
-        for index in expired.drain(..) {
-            if let Some(key) = self.conns.key_at(index) {
+        self.silent = silent;
+        let mut stalled = mem::take(&mut self.stalled);
+        for index in stalled.drain(..) {
+            let key = self.conns.key_at(index);
+            let is_blocked = |key| {
+                self.conns
+                    .get(key)
+                    .is_some_and(|slot| slot.conn.is_blocked())
+            };
+            if let Some(key) = key.filter(|&key| is_blocked(key) && !self.stall.is_set(index)) {
                 self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
                 self.after(key, false);
             }
         }
-        self.expired = expired;
+        self.stalled = stalled;
         if self.stop_at.is_some_and(|end| self.now >= end) {
             self.abandon_all();
         }

@@ -1,0 +1,60 @@
+//! One test for each past bug, named after what broke.
+
+mod support;
+
+use std::time::Duration;
+
+use sockeye::protocol::Opcode;
+
+use support::End;
+use support::Probe;
+use support::Running;
+use support::World;
+use support::frame;
+
+/// Lets time pass without a turn, as when the thread sleeps or is held up.
+fn skip(server: &Running, time: Duration) {
+    if let Running::Sim(server, _) = server {
+        server.borrow().net().advance(time);
+    }
+}
+
+/// Deadlines counted from the last sweep, and a server without connections sweeps once in a
+/// minute: a connection that came then was closed at once.
+#[test]
+fn connection_after_a_long_sleep_is_not_timed_out_at_once() {
+    let server = World::Sim.start(Probe::echo());
+    for seconds in [1, 20, 59, 300, 100_000] {
+        skip(&server, Duration::from_secs(seconds));
+        let mut link = server.open();
+        link.send_text("hello");
+        link.expect_text("hello");
+        drop(link);
+        server.wait_empty();
+    }
+}
+
+/// Deadlines were checked against the time alone: where a thread had been held up, connections
+/// were closed whose bytes had been there in time.
+#[test]
+fn peer_that_was_heard_in_time_is_not_blamed_for_a_late_thread() {
+    let server = World::Sim.start(Probe::echo());
+    let mut link = server.open();
+    for seconds in [35, 45, 200, 400] {
+        if let End::Sim(client, _) = &link.end {
+            client.send(&frame(Opcode::Text, b"in time"));
+        }
+        skip(&server, Duration::from_secs(seconds));
+        let got = link.next_frame().expect("a frame");
+        // The network's own delays may let the ping go first.
+        let got = match got.opcode {
+            Opcode::Ping => link.next_frame().expect("a frame"),
+            _ => got,
+        };
+        assert_eq!(
+            (got.opcode, &got.payload[..]),
+            (Opcode::Text, &b"in time"[..])
+        );
+    }
+    assert_eq!(server.log().closes(), []);
+}
