@@ -270,6 +270,8 @@ fn hdr_upgrade(world: World) {
         );
         if want == 426 {
             assert!(head.contains("Sec-WebSocket-Version: 13\r\n"), "{head}");
+            let offer = "Upgrade: websocket\r\nConnection: Upgrade\r\n";
+            assert!(head.contains(offer), "{head}");
         }
         if want != 101 {
             assert!(head.contains("Connection: close\r\n"), "{head}");

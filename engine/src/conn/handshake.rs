@@ -205,8 +205,7 @@ fn refusal(error: HandshakeError) -> Response {
     match error {
         // RFC 6455 §4.2.2: the versions that the server speaks.
         HandshakeError::Version | HandshakeError::Upgrade => {
-            let response = with_header(response, "Sec-WebSocket-Version", "13");
-            with_header(response, "Upgrade", "websocket")
+            with_header(response, "Sec-WebSocket-Version", "13").offer_upgrade()
         }
         HandshakeError::Method => with_header(response, "Allow", "GET"),
         _ => response,

@@ -66,6 +66,14 @@ impl Response {
         Ok(self)
     }
 
+    /// Adds what a 426 must say: which protocol is required (RFC 9110 §15.5.22, §7.8).
+    #[must_use]
+    pub fn offer_upgrade(mut self) -> Self {
+        self.headers
+            .push_str("Upgrade: websocket\r\nConnection: Upgrade\r\n");
+        self
+    }
+
     /// The status code.
     pub fn status(&self) -> u16 {
         self.status

@@ -92,11 +92,9 @@ pub trait Handler {
     }
 }
 
-/// The answer to plain HTTP where nothing else is served (RFC 9110 §15.5.22).
+/// The answer to plain HTTP where nothing else is served.
 pub(crate) fn upgrade_required() -> Response {
-    Response::text(426)
-        .header("Upgrade", "websocket")
-        .expect("a constant")
+    Response::text(426).offer_upgrade()
 }
 
 /// What a callback needs of the socket, whatever the backend.
