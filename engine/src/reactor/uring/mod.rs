@@ -10,7 +10,10 @@
 //! ring has one of its own: where more connections are wanted than one table holds, rings are
 //! added. The first ring is the one that waits; the others wake it through an eventfd each.
 
+mod accept;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::io;
@@ -27,7 +30,6 @@ use io_uring::cqueue;
 use io_uring::opcode;
 use io_uring::squeue;
 use io_uring::squeue::Flags;
-use io_uring::types::DestinationSlot;
 use io_uring::types::Fd;
 use io_uring::types::Fixed;
 
@@ -41,6 +43,9 @@ use super::Waker;
 use super::listen::Listener;
 use super::sys;
 
+use accept::AcceptState;
+use accept::Acceptor;
+use accept::SLOTS_SPARE;
 use ring::Ring;
 
 // What a completion is about: the four bits above a token.
@@ -60,11 +65,6 @@ const TABLE_MAX: usize = 1 << 20;
 
 /// Descriptors left for other things when the process's limit decides.
 const DESCRIPTORS_SPARE: usize = 256;
-
-/// A multishot accept cannot be stopped at once: with fewer free slots than this, connections
-/// are accepted one by one. More than the backlogs hold, so that none is accepted into a full
-/// table, which drops it.
-const SLOTS_SPARE: usize = 2048;
 
 /// A socket: a descriptor, or a slot of a ring's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,23 +107,6 @@ macro_rules! entry {
             $entry
         }
     };
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AcceptState {
-    /// Nothing is in flight.
-    Idle,
-    /// A multishot accept is in flight.
-    Many,
-    /// A single accept is in flight.
-    One,
-    /// The accept in flight has been cancelled.
-    Cancelled,
-}
-
-struct Acceptor {
-    listener: Listener,
-    state: AcceptState,
 }
 
 struct RingState {
@@ -343,93 +326,6 @@ impl UringBackend {
         let _ = self.push(ring, &entry);
     }
 
-    /// Accepts on every listener that may and does not.
-    fn arm_accepts(&mut self) -> io::Result<()> {
-        if !self.accepting || self.acceptors.is_empty() {
-            return Ok(());
-        }
-        let mut free = usize::MAX;
-        if self.direct.is_some() {
-            self.choose_ring()?;
-            let ring = &self.rings[self.accept_ring];
-            free = ring.slots - ring.slots_used;
-        }
-        for index in 0..self.acceptors.len() {
-            let acceptor = &self.acceptors[index];
-            match acceptor.state {
-                AcceptState::Idle => {}
-                // Its table is filling up: from now on one by one.
-                AcceptState::Many if free <= SLOTS_SPARE => {
-                    self.cancel_accept(index);
-                    continue;
-                }
-                _ => continue,
-            }
-            let fd = Fd(acceptor.listener.fd());
-            // Each listener may have one accept in flight.
-            let (state, entry) = if free > SLOTS_SPARE {
-                let accept = opcode::AcceptMulti::new(fd);
-                let accept = if self.direct.is_some() {
-                    accept.allocate_file_index(true)
-                } else {
-                    accept.flags(libc::SOCK_CLOEXEC)
-                };
-                (AcceptState::Many, accept.build())
-            } else if free > self.acceptors.len() {
-                let null = std::ptr::null_mut();
-                let accept = opcode::Accept::new(fd, null, std::ptr::null_mut())
-                    .file_index(Some(DestinationSlot::auto_target()));
-                (AcceptState::One, accept.build())
-            } else {
-                continue;
-            };
-            self.acceptors[index].state = state;
-            let user_data = Self::accept_user_data(index, self.accept_ring);
-            self.push(self.accept_ring, &entry.user_data(user_data))?;
-        }
-        Ok(())
-    }
-
-    fn accept_user_data(acceptor: usize, ring: usize) -> u64 {
-        ACCEPT | (ring as u64) << 32 | acceptor as u64
-    }
-
-    fn cancel_accept(&mut self, index: usize) {
-        if matches!(
-            self.acceptors[index].state,
-            AcceptState::Many | AcceptState::One
-        ) {
-            self.acceptors[index].state = AcceptState::Cancelled;
-            let user_data = Self::accept_user_data(index, self.accept_ring);
-            self.push_quietly(
-                self.accept_ring,
-                opcode::AsyncCancel::new(user_data).build(),
-            );
-        }
-    }
-
-    /// Goes on to a ring whose table has room, if the current one has none and no accept is in
-    /// flight there.
-    fn choose_ring(&mut self) -> io::Result<()> {
-        let Some(direct) = self.direct else {
-            return Ok(());
-        };
-        let idle = |acceptor: &Acceptor| acceptor.state == AcceptState::Idle;
-        let spare = self.acceptors.len() + 1;
-        let is_full = |ring: &RingState| ring.slots - ring.slots_used <= spare;
-        if !is_full(&self.rings[self.accept_ring]) || !self.acceptors.iter().all(idle) {
-            return Ok(());
-        }
-        let emptiest = (0..self.rings.len()).min_by_key(|&ring| self.rings[ring].slots_used);
-        if let Some(ring) = emptiest.filter(|&ring| !is_full(&self.rings[ring])) {
-            self.accept_ring = ring;
-        } else if self.rings.len() < direct.rings_max {
-            self.add_ring()?;
-            self.accept_ring = self.rings.len() - 1;
-        }
-        Ok(())
-    }
-
     /// Takes a completion that is not of the batch under way.
     fn handle(&mut self, ring: usize, entry: &cqueue::Entry) -> io::Result<()> {
         let user_data = entry.user_data();
@@ -479,39 +375,6 @@ impl UringBackend {
             _ => {}
         }
         Ok(())
-    }
-
-    fn handle_accept(
-        &mut self,
-        ring: usize,
-        index: usize,
-        result: i32,
-        more: bool,
-    ) -> io::Result<()> {
-        if result >= 0 {
-            let socket = if self.direct.is_some() {
-                self.rings[ring].slots_used += 1;
-                UringSocket {
-                    index: result as u32,
-                    ring: ring as u16,
-                }
-            } else {
-                UringSocket {
-                    index: result as u32,
-                    ring: NO_RING,
-                }
-            };
-            self.stash.push(Event::Accepted(socket));
-        }
-        if !more {
-            self.acceptors[index].state = AcceptState::Idle;
-            let error = io::Error::from_raw_os_error(-result);
-            if result < 0 && sys::is_exhausted(&error) {
-                self.accepting = false;
-                self.stash.push(Event::AcceptFailed(error));
-            }
-        }
-        self.arm_accepts()
     }
 
     /// Takes all completions that are there.
@@ -783,113 +646,4 @@ impl Drop for UringBackend {
 
 fn to_result(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::io::IoSlice;
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    fn socket(stream: &UnixStream) -> UringSocket {
-        UringSocket {
-            index: stream.as_raw_fd() as u32,
-            ring: NO_RING,
-        }
-    }
-
-    /// Many times more of everything than the queues hold, which are small in tests.
-    #[test]
-    fn resource_full_queues_lose_nothing() {
-        const PAIRS: usize = 1_000;
-        if probe().is_err() {
-            println!("skipped: io_uring does not work here");
-            return;
-        }
-        let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
-        let pairs: Vec<(UnixStream, UnixStream)> = (0..PAIRS)
-            .map(|_| UnixStream::pair().expect("descriptors"))
-            .collect();
-        for (index, (near, _)) in pairs.iter().enumerate() {
-            let token = Token::from_bits(index as u64);
-            backend.register(socket(near), token).expect("room");
-        }
-        for round in 0..3_u8 {
-            let byte = [round];
-            let mut sends: Vec<_> = pairs
-                .iter()
-                .map(|(_, far)| SendOp {
-                    socket: socket(far),
-                    slices: [IoSlice::new(&byte)].into_iter().collect(),
-                    result: Ok(0),
-                })
-                .collect();
-            backend.send_many(&mut sends);
-            assert!(sends.iter().all(|op| matches!(op.result, Ok(1))));
-
-            let mut ready = BTreeSet::new();
-            let mut events = Vec::new();
-            while ready.len() < PAIRS {
-                let second = Some(Duration::from_secs(1));
-                backend.wait(second, &mut events).expect("the ring works");
-                assert!(!events.is_empty(), "{} of {PAIRS} are ready", ready.len());
-                for event in events.drain(..) {
-                    if let Event::Ready { token, lapsed, .. } = event {
-                        ready.insert(token.to_bits());
-                        if lapsed {
-                            let near = &pairs[token.index() as usize].0;
-                            backend.register(socket(near), token).expect("room");
-                        }
-                    }
-                }
-            }
-            let mut buffers = vec![[0; 8]; PAIRS];
-            let mut receives: Vec<_> = pairs
-                .iter()
-                .zip(&mut buffers)
-                .map(|((near, _), buffer)| RecvOp {
-                    socket: socket(near),
-                    buffer,
-                    result: Ok(0),
-                })
-                .collect();
-            backend.recv_many(&mut receives);
-            assert!(receives.iter().all(|op| matches!(op.result, Ok(1))));
-            assert!(buffers.iter().all(|buffer| buffer[0] == round));
-        }
-    }
-
-    /// A short send says how much was taken; nothing stays in flight behind it.
-    #[test]
-    fn short_sends_in_a_batch_are_counted_to_the_byte() {
-        if probe().is_err() {
-            println!("skipped: io_uring does not work here");
-            return;
-        }
-        let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
-        let pairs = [(); 2].map(|()| UnixStream::pair().expect("descriptors"));
-        let large = vec![7; 4 << 20];
-        let mut sends: Vec<_> = pairs
-            .iter()
-            .map(|(_, far)| SendOp {
-                socket: socket(far),
-                slices: [IoSlice::new(&large), IoSlice::new(b"end")]
-                    .into_iter()
-                    .collect(),
-                result: Ok(0),
-            })
-            .collect();
-        backend.send_many(&mut sends);
-        for ((near, far), op) in pairs.into_iter().zip(sends) {
-            let sent = op.result.expect("some of it was taken");
-            assert!(sent < large.len());
-            drop(far);
-            // The ring holds no reference: the end of the stream follows what was taken.
-            let mut received = Vec::new();
-            std::io::Read::read_to_end(&mut &near, &mut received).expect("all of it");
-            assert_eq!(received.len(), sent);
-        }
-    }
 }
