@@ -83,59 +83,47 @@ pub use protocol::ProtocolError;
 pub use protocol::handshake::UpgradeRequest;
 
 #[cfg(feature = "std")]
-pub use config::CONTROL_RESERVE;
+pub use with_std::*;
+
+/// What needs an operating system.
 #[cfg(feature = "std")]
-pub use config::Limits;
-#[cfg(feature = "std")]
-pub use config::OriginPolicy;
-#[cfg(feature = "std")]
-pub use conn::CloseCause;
-#[cfg(feature = "std")]
-pub use conn::Closed;
-#[cfg(feature = "std")]
-pub use conn::DropReason;
-#[cfg(feature = "std")]
-pub use conn::Initiator;
-#[cfg(feature = "std")]
-pub use conn::SendResult;
-#[cfg(feature = "std")]
-pub use conn::Timeout;
-#[cfg(feature = "std")]
-pub use conn::Upgrade;
-#[cfg(feature = "std")]
-pub use error::ConfigError;
-#[cfg(feature = "std")]
-pub use error::Error;
-#[cfg(feature = "std")]
-pub use error::Result;
-#[cfg(feature = "std")]
-pub use reactor::PeerAddr;
-#[cfg(feature = "std")]
-pub use reactor::listen::Address;
+mod with_std {
+    pub use crate::config::CONTROL_RESERVE;
+    pub use crate::config::Limits;
+    pub use crate::config::OriginPolicy;
+    pub use crate::conn::CloseCause;
+    pub use crate::conn::Closed;
+    pub use crate::conn::DropReason;
+    pub use crate::conn::Initiator;
+    pub use crate::conn::SendResult;
+    pub use crate::conn::Timeout;
+    pub use crate::conn::Upgrade;
+    pub use crate::error::ConfigError;
+    pub use crate::error::Error;
+    pub use crate::error::Result;
+    pub use crate::reactor::PeerAddr;
+    pub use crate::reactor::listen::Address;
+    pub use crate::worker::ConnId;
+    pub use crate::worker::Context;
+    pub use crate::worker::Handler;
+    pub use crate::worker::PostError;
+    pub use crate::worker::Remote;
+}
+
 #[cfg(any(feature = "uring", feature = "poll"))]
-pub use server::BackendChoice;
+pub use with_backend::*;
+
+/// What needs a backend.
 #[cfg(any(feature = "uring", feature = "poll"))]
-pub use server::Builder;
-#[cfg(any(feature = "uring", feature = "poll"))]
-pub use server::Handle;
-#[cfg(any(feature = "uring", feature = "poll"))]
-pub use server::IntoAddress;
-#[cfg(any(feature = "uring", feature = "poll"))]
-pub use server::MakeHandler;
-#[cfg(any(feature = "uring", feature = "poll"))]
-pub use server::NewBuilder;
-#[cfg(any(feature = "uring", feature = "poll"))]
-pub use server::Server;
-#[cfg(feature = "std")]
-pub use worker::ConnId;
-#[cfg(feature = "std")]
-pub use worker::Context;
-#[cfg(feature = "std")]
-pub use worker::Handler;
-#[cfg(feature = "std")]
-pub use worker::PostError;
-#[cfg(feature = "std")]
-pub use worker::Remote;
+mod with_backend {
+    pub use crate::server::BackendChoice;
+    pub use crate::server::Builder;
+    pub use crate::server::Handle;
+    pub use crate::server::IntoAddress;
+    pub use crate::server::MakeHandler;
+    pub use crate::server::NewBuilder;
+    pub use crate::server::Server;
+}
 
 /// The examples of the README compile.
 #[cfg(doctest)]

@@ -17,6 +17,11 @@ pub const TICK: Duration = Duration::from_secs(1);
 /// The furthest that a deadline can be ahead, in ticks.
 pub const TICKS_AHEAD_MAX: u8 = 250;
 
+/// A time-out in ticks, or as much of it as a deadline can hold.
+pub fn ticks(wait: Duration) -> u8 {
+    wait.as_secs().min(TICKS_AHEAD_MAX.into()) as u8
+}
+
 /// How many ticks there are before the bytes repeat.
 const TICK_CYCLE: u64 = 254;
 

@@ -100,28 +100,19 @@ fn ten_megabyte_messages(world: World) {
     let payload: Vec<u8> = (0..len).map(|index| (index / 7) as u8 & 0x7F).collect();
     let mut link = server.open();
     for opcode in [Opcode::Text, Opcode::Binary] {
-        send_and_expect(&mut link, &frame(opcode, &payload), opcode, &payload);
+        link.send_frame(opcode, &payload);
+        link.expect(opcode, &payload);
         // In fragments of an odd length, with pings between.
         let mut bytes = fragment(opcode, &payload[..len / 3]);
         bytes.extend(frame(Opcode::Ping, b""));
         bytes.extend(raw_frame(0x80, &payload[len / 3..]));
-        send_all(&mut link, &bytes);
+        link.send(&bytes);
         link.expect(Opcode::Pong, b"");
         link.expect(opcode, &payload);
     }
     let mut link = server.open();
     link.try_send(&frame(Opcode::Binary, &vec![0; len + 1])[..100]);
     link.expect_close(1009);
-}
-
-fn send_and_expect(link: &mut Link, bytes: &[u8], opcode: Opcode, payload: &[u8]) {
-    send_all(link, bytes);
-    link.expect(opcode, payload);
-}
-
-/// Sends more than the kernel holds: the server must take it while it is sent.
-fn send_all(link: &mut Link, bytes: &[u8]) {
-    link.send(bytes);
 }
 
 fn killed_clients(world: World) {

@@ -50,7 +50,7 @@ use crate::protocol::Message;
 use crate::protocol::Role;
 use crate::protocol::TAIL_LEN_MAX;
 use crate::protocol::handshake::UpgradeRequest;
-use crate::timer::TICKS_AHEAD_MAX;
+use crate::timer::ticks;
 
 /// Room that [`Conn::receive`] wants in front of the received bytes, for what was left of the
 /// last ones.
@@ -129,11 +129,6 @@ impl Env {
             partials: Vec::new(),
         }
     }
-}
-
-/// A time-out in ticks, or as much of it as a deadline can hold.
-fn ticks(wait: Duration) -> u8 {
-    wait.as_secs().min(TICKS_AHEAD_MAX.into()) as u8
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +299,7 @@ impl<D> Conn<D> {
         if self.state.drain_owed {
             self.check_drained(env, sink);
         }
-        self.release_queue(env);
+        self.state.release_queue(env);
     }
 
     /// The socket is writable again.
@@ -319,7 +314,7 @@ impl<D> Conn<D> {
 
     /// Bytes of output that wait.
     pub fn queued_len(&self) -> usize {
-        self.state.queue.as_ref().map_or(0, |queue| queue.len())
+        self.state.queued_len()
     }
 
     /// Whether messages can be sent.
@@ -360,16 +355,6 @@ impl<D> Conn<D> {
             env.pool.put_queue(queue);
         }
         self.clear_partial(env);
-    }
-
-    /// Lets go of an empty queue.
-    #[inline]
-    fn release_queue(&mut self, env: &mut Env) {
-        if self.queued_len() == 0
-            && let Some(queue) = self.state.queue.take()
-        {
-            env.pool.put_queue(queue);
-        }
     }
 
     /// Where something incomplete is kept.

@@ -35,8 +35,8 @@ pub enum SendResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// The output limit leaves no room for it. `on_drain` says when
-    /// there is room again.
+    /// The output limit leaves no room for it. `on_drain` says when there is room again; a
+    /// message that is longer than the limit never fits.
     OutputLimit,
 }
 
@@ -65,21 +65,16 @@ impl<D> Output<'_, D> {
         self.state.subprotocol.as_deref()
     }
 
-    /// Whether a message of this length has to wait until the queue was flushed.
+    /// Whether the queue has to be flushed before there can be room for such a message.
     #[inline]
     pub fn must_flush(&self, payload_len: usize) -> bool {
-        !self.state.blocked
-            && self.state.queue.is_some()
-            && self.state.queued_len() + frame_len(payload_len) > self.env.limits.output_len_max
+        self.state.must_flush(frame_len(payload_len), self.env)
     }
 
     /// Flushes the queue with `flush`, which says whether the kernel would not take all.
     #[cold]
     pub fn flush(&mut self, flush: impl FnOnce(&mut SendQueue, &mut Pool) -> bool) {
-        if let Some(queue) = &mut self.state.queue {
-            self.state.blocked = flush(queue, &mut self.env.pool);
-            self.state.drain_owed |= self.state.blocked;
-        }
+        self.state.flush(self.env, flush);
     }
 
     /// Queues a message.
@@ -126,6 +121,28 @@ fn frame_len(payload_len: usize) -> usize {
 impl State {
     pub(super) fn queued_len(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.len())
+    }
+
+    #[inline]
+    fn must_flush(&self, frame_len: usize, env: &Env) -> bool {
+        let has_queue = !self.blocked && self.queue.is_some();
+        has_queue && self.queued_len() + frame_len > env.limits.output_len_max
+    }
+
+    fn flush(&mut self, env: &mut Env, flush: impl FnOnce(&mut SendQueue, &mut Pool) -> bool) {
+        if let Some(queue) = &mut self.queue {
+            self.blocked = flush(queue, &mut env.pool);
+            self.drain_owed |= self.blocked;
+        }
+        self.release_queue(env);
+    }
+
+    /// Lets go of an empty queue.
+    #[inline]
+    pub(super) fn release_queue(&mut self, env: &mut Env) {
+        if let Some(queue) = self.queue.take_if(|queue| queue.is_empty()) {
+            env.pool.put_queue(queue);
+        }
     }
 
     #[inline]
@@ -234,13 +251,8 @@ impl<D> super::Conn<D> {
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) -> SendResult {
-        let room = env.limits.output_len_max.saturating_sub(self.queued_len());
-        if frame.len() > room
-            && !self.state.blocked
-            && let Some(queue) = &mut self.state.queue
-        {
-            self.state.blocked = sink.flush(queue, &mut env.pool);
-            self.state.drain_owed |= self.state.blocked;
+        if self.state.must_flush(frame.len(), env) {
+            self.state.flush(env, |queue, pool| sink.flush(queue, pool));
         }
         self.state.push_shared(frame, env)
     }

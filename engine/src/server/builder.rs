@@ -288,7 +288,8 @@ impl<M: MakeHandler> Builder<M> {
         self
     }
 
-    /// Listens on `address`, and on those given before.
+    /// Listens on `address`, and on those given before. A port that is in use is tried for a
+    /// second, for the kernel to let go of the sockets of a server that was killed.
     ///
     /// # Errors
     /// A setting that makes no sense, or an address that cannot be listened on.

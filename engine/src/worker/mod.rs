@@ -53,6 +53,7 @@ use crate::reactor::spin::Spin;
 use crate::slab::Key;
 use crate::slab::Slab;
 use crate::timer::Deadlines;
+use crate::timer::ticks;
 
 use delivery::Delivery;
 use delivery::SocketWire;
@@ -600,9 +601,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     fn set_stall(&mut self, key: Key) {
-        let seconds = self.env.limits.write_timeout.as_secs();
-        let ticks = seconds.min(crate::timer::TICKS_AHEAD_MAX.into()) as u8;
-        self.stall.set(key.index, ticks);
+        self.stall
+            .set(key.index, ticks(self.env.limits.write_timeout));
     }
 
     /// Ends what has waited too long, unless this turn has brought what it waited for: then
