@@ -7,6 +7,7 @@ use io_uring::types::DestinationSlot;
 use io_uring::types::Fd;
 
 use crate::reactor::Event;
+use crate::reactor::listen::BACKLOG;
 use crate::reactor::listen::Listener;
 use crate::reactor::sys;
 
@@ -19,7 +20,9 @@ use super::UringSocket;
 /// A multishot accept cannot be stopped at once: with fewer free slots than this, connections
 /// are accepted one by one. More than the backlogs hold, so that none is accepted into a full
 /// table, which drops it.
-pub(super) const SLOTS_SPARE: usize = 2048;
+pub(super) const fn slots_spare(listeners: usize) -> usize {
+    2 * BACKLOG as usize * listeners
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcceptState {
@@ -44,6 +47,7 @@ impl UringBackend {
         if !self.accepting || self.acceptors.is_empty() {
             return Ok(());
         }
+        let spare = slots_spare(self.acceptors.len());
         let mut free = usize::MAX;
         if self.direct.is_some() {
             self.choose_ring()?;
@@ -55,7 +59,7 @@ impl UringBackend {
             match acceptor.state {
                 AcceptState::Idle => {}
                 // Its table is filling up: from now on one by one.
-                AcceptState::Many if free <= SLOTS_SPARE => {
+                AcceptState::Many if free <= spare => {
                     self.cancel_accept(index);
                     continue;
                 }
@@ -63,7 +67,7 @@ impl UringBackend {
             }
             let fd = Fd(acceptor.listener.fd());
             // Each listener may have one accept in flight.
-            let (state, entry) = if free > SLOTS_SPARE {
+            let (state, entry) = if free > spare {
                 let accept = opcode::AcceptMulti::new(fd);
                 let accept = if self.direct.is_some() {
                     accept.allocate_file_index(true)

@@ -45,7 +45,7 @@ use super::sys;
 
 use accept::AcceptState;
 use accept::Acceptor;
-use accept::SLOTS_SPARE;
+use accept::slots_spare;
 use ring::Ring;
 
 // What a completion is about: the four bits above a token.
@@ -222,7 +222,7 @@ impl UringBackend {
         let eventfd = Arc::new(unsafe { OwnedFd::from_raw_fd(eventfd) });
         let direct = direct_connections.map(|connections| {
             let table_max = sys::descriptor_limit().min(TABLE_MAX);
-            let wanted = connections.saturating_add(SLOTS_SPARE);
+            let wanted = connections.saturating_add(slots_spare(listeners.len()));
             let slots = wanted.min(table_max);
             Direct {
                 slots,
