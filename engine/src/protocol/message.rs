@@ -1,3 +1,6 @@
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use crate::simd;
 
 use super::Opcode;
@@ -72,6 +75,14 @@ impl<'a> Message<'a> {
         !matches!(self.payload, Payload::Binary(_))
     }
 
+    /// A copy that outlives the buffer.
+    pub fn to_owned_message(&self) -> OwnedMessage {
+        match self.as_str() {
+            Some(text) => OwnedMessage::Text(text.into()),
+            None => OwnedMessage::Binary(self.payload().into()),
+        }
+    }
+
     /// [`Opcode::Text`] or [`Opcode::Binary`].
     #[inline]
     pub fn opcode(&self) -> Opcode {
@@ -79,6 +90,34 @@ impl<'a> Message<'a> {
             Opcode::Text
         } else {
             Opcode::Binary
+        }
+    }
+}
+
+/// A message of its own memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnedMessage {
+    /// Text.
+    Text(String),
+    /// Bytes.
+    Binary(Vec<u8>),
+}
+
+impl OwnedMessage {
+    /// The bytes: UTF-8 if the message is text.
+    pub fn payload(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
+}
+
+impl<'a> From<&'a OwnedMessage> for Message<'a> {
+    fn from(message: &'a OwnedMessage) -> Self {
+        match message {
+            OwnedMessage::Text(text) => Self::text(text),
+            OwnedMessage::Binary(bytes) => Self::binary(bytes),
         }
     }
 }
@@ -101,14 +140,14 @@ impl<'a, const N: usize> From<&'a [u8; N]> for Message<'a> {
     }
 }
 
-impl<'a> From<&'a alloc::string::String> for Message<'a> {
-    fn from(text: &'a alloc::string::String) -> Self {
+impl<'a> From<&'a String> for Message<'a> {
+    fn from(text: &'a String) -> Self {
         Self::text(text)
     }
 }
 
-impl<'a> From<&'a alloc::vec::Vec<u8>> for Message<'a> {
-    fn from(bytes: &'a alloc::vec::Vec<u8>) -> Self {
+impl<'a> From<&'a Vec<u8>> for Message<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
         Self::binary(bytes)
     }
 }

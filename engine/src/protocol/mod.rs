@@ -34,6 +34,10 @@ pub use header::FrameHeader;
 pub use header::HEADER_LEN_MAX;
 pub use header::Opcode;
 pub use message::Message;
+pub use message::OwnedMessage;
+
+use crate::simd;
+use crate::simd::MaskKey;
 
 /// Which end of a connection this endpoint is (RFC 6455 §1.2, §5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,4 +46,11 @@ pub enum Role {
     Client,
     /// Sends unmasked frames, receives masked ones.
     Server,
+}
+
+/// XORs a payload with the masking key of its frame (RFC 6455 §5.3). A client calls it on each
+/// payload that it sends.
+#[inline]
+pub fn mask(payload: &mut [u8], mask_key: [u8; 4]) {
+    simd::unmask(payload, MaskKey::new(mask_key));
 }

@@ -1,12 +1,15 @@
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use base64::Engine;
 
+use crate::http1::HEADER_COUNT_MAX;
 use crate::http1::InvalidHeader;
 use crate::http1::ResponseHead;
 use crate::http1::list_items;
 use crate::http1::push_header;
+use crate::http1::reason_phrase;
 
 use super::BASE64;
 use super::accept_key;
@@ -43,18 +46,33 @@ pub enum ResponseError {
     /// An extension that was not offered.
     #[error("extension that was not offered")]
     Extensions,
+    /// Not the grammar of RFC 9112, or more headers than the limit.
+    #[error("malformed response head")]
+    Malformed,
     /// Any status but 101.
     #[error("status {0}")]
     Status(u16),
     /// A subprotocol that was not offered.
     #[error("subprotocol that was not offered")]
     Subprotocol,
+    /// A head longer than the limit.
+    #[error("response head too long")]
+    TooLong,
     /// `Upgrade` is not `websocket`.
     #[error("no Upgrade: websocket")]
     Upgrade,
 }
 
 impl ClientRequest<'_> {
+    /// What the answer has to hold.
+    pub fn expected(&self) -> ExpectedResponse {
+        ExpectedResponse {
+            accept_key: accept_key(self.key().as_bytes()),
+            subprotocols: self.subprotocols.iter().map(|&name| name.into()).collect(),
+            extensions_offered: self.extensions.is_some(),
+        }
+    }
+
     /// The value of `Sec-WebSocket-Key`.
     pub fn key(&self) -> String {
         BASE64.encode(self.nonce)
@@ -94,6 +112,54 @@ impl ClientRequest<'_> {
     }
 }
 
+/// What the answer to a [`ClientRequest`] has to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpectedResponse {
+    accept_key: [u8; 28],
+    subprotocols: Vec<String>,
+    extensions_offered: bool,
+}
+
+impl ExpectedResponse {
+    /// Checks an answer; gives the subprotocol that the server chose.
+    ///
+    /// # Errors
+    /// The first rule of RFC 6455 §4.1 that the answer breaks.
+    pub fn check<'a>(&self, head: &ResponseHead<'a>) -> Result<Option<&'a str>, ResponseError> {
+        if head.status != 101 {
+            return Err(ResponseError::Status(head.status));
+        }
+        let upgrade = head.only_header("Upgrade").unwrap_or_default();
+        if !upgrade.eq_ignore_ascii_case(b"websocket") {
+            return Err(ResponseError::Upgrade);
+        }
+        let mut connection = head.header_values("Connection").flat_map(list_items);
+        if !connection.any(|item| item.eq_ignore_ascii_case(b"upgrade")) {
+            return Err(ResponseError::Connection);
+        }
+        if head.only_header("Sec-WebSocket-Accept") != Some(&self.accept_key[..]) {
+            return Err(ResponseError::AcceptKey);
+        }
+        if !self.extensions_offered {
+            let mut extensions = head.header_values("Sec-WebSocket-Extensions");
+            if extensions.next().is_some() {
+                return Err(ResponseError::Extensions);
+            }
+        }
+        let mut chosen = head.header_values("Sec-WebSocket-Protocol");
+        match (chosen.next(), chosen.next()) {
+            (None, _) => Ok(None),
+            (Some(value), None) => match core::str::from_utf8(value) {
+                Ok(name) if self.subprotocols.iter().any(|offered| offered == name) => {
+                    Ok(Some(name))
+                }
+                _ => Err(ResponseError::Subprotocol),
+            },
+            _ => Err(ResponseError::Subprotocol),
+        }
+    }
+}
+
 /// Checks the answer to `request`; gives the subprotocol that the server chose.
 ///
 /// # Errors
@@ -102,34 +168,38 @@ pub fn check_response<'a>(
     head: &ResponseHead<'a>,
     request: &ClientRequest<'_>,
 ) -> Result<Option<&'a str>, ResponseError> {
-    if head.status != 101 {
-        return Err(ResponseError::Status(head.status));
+    request.expected().check(head)
+}
+
+/// An answer that is not 101: what the server said instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status code.
+    pub status: u16,
+    /// The head, as received, its empty line included.
+    pub head: Vec<u8>,
+    /// The beginning of the body: what came along with the head, or what a blocking client
+    /// has read of it; at most [`Refusal::BODY_LEN_MAX`] bytes.
+    pub body: Vec<u8>,
+}
+
+impl Refusal {
+    /// The most of a body that is kept.
+    pub const BODY_LEN_MAX: usize = 1024;
+
+    /// The value of the first header of this name, without case: `Location`, `Retry-After`.
+    /// Bytes that are not UTF-8 are replaced.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
+        let head = ResponseHead::parse(&self.head, &mut storage)?;
+        let value = head.header_values(name).next()?;
+        Some(String::from_utf8_lossy(value).into_owned())
     }
-    let upgrade = head.only_header("Upgrade").unwrap_or_default();
-    if !upgrade.eq_ignore_ascii_case(b"websocket") {
-        return Err(ResponseError::Upgrade);
-    }
-    let mut connection = head.header_values("Connection").flat_map(list_items);
-    if !connection.any(|item| item.eq_ignore_ascii_case(b"upgrade")) {
-        return Err(ResponseError::Connection);
-    }
-    let want = accept_key(request.key().as_bytes());
-    if head.only_header("Sec-WebSocket-Accept") != Some(&want[..]) {
-        return Err(ResponseError::AcceptKey);
-    }
-    if request.extensions.is_none() {
-        let mut extensions = head.header_values("Sec-WebSocket-Extensions");
-        if extensions.next().is_some() {
-            return Err(ResponseError::Extensions);
-        }
-    }
-    let mut chosen = head.header_values("Sec-WebSocket-Protocol");
-    match (chosen.next(), chosen.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => match core::str::from_utf8(value) {
-            Ok(name) if request.subprotocols.contains(&name) => Ok(Some(name)),
-            _ => Err(ResponseError::Subprotocol),
-        },
-        _ => Err(ResponseError::Subprotocol),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let phrase = reason_phrase(self.status);
+        write!(f, "the server answered {} {phrase}", self.status)
     }
 }

@@ -10,6 +10,8 @@ mod origin;
 mod server;
 
 pub use client::ClientRequest;
+pub use client::ExpectedResponse;
+pub use client::Refusal;
 pub use client::ResponseError;
 pub use client::check_response;
 pub use extension::ExtensionOffer;
