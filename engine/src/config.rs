@@ -54,8 +54,8 @@ pub struct Limits {
 /// Output beyond the limit that only Close and Pong frames may use.
 pub const CONTROL_RESERVE: usize = 1024;
 
-/// The longest header of a server's frame.
-const SERVER_HEADER_LEN_MAX: usize = 10;
+/// The longest header of a frame (RFC 6455 §5.2).
+const FRAME_HEADER_LEN_MAX: usize = 14;
 
 /// The longest time-out on silence that can be set: a day.
 const SILENCE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -71,7 +71,7 @@ impl Default for Limits {
             head_len_max: 8 * 1024,
             header_count_max: 64,
             uri_len_max: 2 * 1024,
-            output_len_max: 64 * 1024 + SERVER_HEADER_LEN_MAX,
+            output_len_max: 64 * 1024 + FRAME_HEADER_LEN_MAX,
             output_low_water: 16 * 1024,
             control_rate_max: 10,
             control_burst_max: 20,

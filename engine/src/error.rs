@@ -5,7 +5,7 @@
 use std::io;
 
 /// A setting that makes no sense. Nothing has been started.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The text is no address to listen on.
@@ -14,12 +14,39 @@ pub enum ConfigError {
     /// The wanted backend is not part of this build.
     #[error("backend {0} is not built in")]
     Backend(&'static str),
+    /// What was asked for is not part of this build.
+    #[error("feature {0} is not built in")]
+    Feature(&'static str),
+    /// A header that cannot be sent, or that the handshake writes itself.
+    #[error("not a header that can be added: {0}")]
+    Header(String),
     /// A limit out of range.
     #[error("limit out of range: {0}")]
     Limit(&'static str),
+    /// A proxy's URL.
+    #[error("not a proxy: {0:?} (wanted http://, socks5:// or socks5h://)")]
+    Proxy(String),
+    /// A name that no server certificate can be for.
+    #[error("TLS: {0}")]
+    ServerName(String),
     /// A subprotocol name that is no token (RFC 6455 §4.1).
     #[error("not a subprotocol name: {0:?}")]
     Subprotocol(String),
+    /// A host without an address: not found, or not looked up.
+    #[error("no address for host {0:?}: not found, or not resolved")]
+    Unresolved(String),
+    /// A URL that nothing can be connected to.
+    #[error("{url:?}: {why}")]
+    Url {
+        /// The text.
+        url: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// TLS settings.
+    #[cfg(feature = "tls")]
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
     /// No threads, or more than 1,024.
     #[error("threads out of range: {0}")]
     Threads(usize),

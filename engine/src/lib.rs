@@ -50,12 +50,18 @@ pub mod simd;
 
 #[cfg(feature = "std")]
 mod buffer;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "std")]
 mod config;
 #[cfg(feature = "std")]
 mod conn;
 #[cfg(feature = "std")]
+mod connect;
+#[cfg(feature = "std")]
 mod error;
+#[cfg(feature = "std")]
+mod random;
 #[cfg(feature = "std")]
 #[allow(
     unsafe_code,
@@ -66,6 +72,8 @@ mod reactor;
 mod server;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+#[cfg(feature = "std")]
+pub mod tls;
 #[cfg(feature = "std")]
 mod worker;
 
@@ -79,6 +87,7 @@ pub use http1::Request;
 pub use http1::Response;
 pub use protocol::CloseCode;
 pub use protocol::Message;
+pub use protocol::OwnedMessage;
 pub use protocol::ProtocolError;
 pub use protocol::handshake::UpgradeRequest;
 
@@ -95,15 +104,18 @@ mod with_std {
     pub use crate::conn::Closed;
     pub use crate::conn::DropReason;
     pub use crate::conn::Initiator;
+    pub use crate::conn::OpenError;
     pub use crate::conn::SendResult;
     pub use crate::conn::Timeout;
     pub use crate::conn::Upgrade;
+    pub use crate::connect::Connect;
     pub use crate::error::ConfigError;
     pub use crate::error::Error;
     pub use crate::error::Result;
     pub use crate::reactor::PeerAddr;
     pub use crate::reactor::listen::Address;
     pub use crate::worker::ConnId;
+    pub use crate::worker::ConnectError;
     pub use crate::worker::Context;
     pub use crate::worker::Handler;
     pub use crate::worker::PostError;
@@ -118,6 +130,7 @@ pub use with_backend::*;
 mod with_backend {
     pub use crate::server::BackendChoice;
     pub use crate::server::Builder;
+    pub use crate::server::Engine;
     pub use crate::server::Handle;
     pub use crate::server::IntoAddress;
     pub use crate::server::MakeHandler;

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
@@ -19,7 +20,12 @@ use socket2::Domain;
 use socket2::Socket;
 use socket2::Type;
 use sockeye::BackendChoice;
+use sockeye::Connect;
 use sockeye::Server;
+use sockeye::client;
+use sockeye::tls::ServerTls;
+
+use support::certificates;
 
 /// One test at a time: they open as many connections as a process may have.
 static TURN: Mutex<()> = Mutex::new(());
@@ -47,7 +53,15 @@ fn child_server() {
     if let Ok(connections) = std::env::var("SOCKEYE_CHILD_CONNECTIONS") {
         builder = builder.connections_max(connections.parse().expect("a number"));
     }
-    let server = builder.bind("127.0.0.1:0").expect("a free port");
+    let bound = match std::env::var("SOCKEYE_CHILD_TLS") {
+        Ok(folder) => {
+            let folder = std::path::Path::new(&folder);
+            let tls = ServerTls::from_pem_files(folder.join("chain"), folder.join("key"));
+            builder.bind_tls("127.0.0.1:0", &tls.expect("a certificate"))
+        }
+        Err(_) => builder.bind("127.0.0.1:0"),
+    };
+    let server = bound.expect("a free port");
     let address = server.local_addr().clone();
     let server = server.spawn().expect("it starts");
     println!("\nlistening {address} {}", server.backend());
@@ -67,6 +81,16 @@ struct ChildServer {
 impl ChildServer {
     /// `descriptors`: the child's limit, if not this process's.
     fn start(backend: &str, connections: Option<usize>, descriptors: Option<usize>) -> Self {
+        Self::start_with(backend, connections, descriptors, None)
+    }
+
+    /// `tls`: a folder with `chain` and `key`.
+    fn start_with(
+        backend: &str,
+        connections: Option<usize>,
+        descriptors: Option<usize>,
+        tls: Option<&Path>,
+    ) -> Self {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new("sh");
         let limit = descriptors.map_or(String::new(), |count| format!("ulimit -n {count}; "));
@@ -80,6 +104,9 @@ impl ChildServer {
             .stdout(Stdio::piped());
         if let Some(connections) = connections {
             command.env("SOCKEYE_CHILD_CONNECTIONS", connections.to_string());
+        }
+        if let Some(folder) = tls {
+            command.env("SOCKEYE_CHILD_TLS", folder);
         }
         let mut process = command.spawn().expect("it can be started");
         let output = process.stdout.take().expect("it is piped");
@@ -215,6 +242,77 @@ fn idle_connection_costs_little_on_uring_with_direct_descriptors() {
 #[test]
 fn idle_connection_costs_little_on_poll() {
     idle_connection_costs_little("poll", None);
+}
+
+/// The most bytes that TLS may add to an idle connection.
+const IDLE_TLS_BYTES_MAX: usize = 3 * 1024;
+
+/// Resident bytes of the server for each of 5,000 connections, after an echo of 16 KiB on each.
+fn idle_bytes_after_large_echo(backend: &str, tls: Option<&Path>) -> f64 {
+    let server = ChildServer::start_with(backend, None, None, tls);
+    let open = |number: usize| {
+        let scheme = if tls.is_some() { "wss" } else { "ws" };
+        let url = format!("{scheme}://localhost:{}/", server.address.port());
+        let connect = Connect::new(&url).expect("a URL").address(server.address);
+        let connect = connect.source([127, 0, 2, (1 + number / 1_000) as u8].into());
+        let connect = connect.tls(certificates::client_tls().clone());
+        client::Builder::new(connect).connect().expect("it opens")
+    };
+    let payload = vec![7; 16 * 1024];
+    let echo = |ws: &mut client::WebSocket<client::Stream>| {
+        ws.write_message(&payload).expect("sent");
+        let echo = ws.read_message().expect("an echo");
+        assert!(echo.payload() == payload);
+    };
+    let mut sockets: Vec<_> = (0..200).map(open).collect();
+    sockets.iter_mut().for_each(echo);
+    let before = server.resident();
+    let count = 5_000;
+    for number in 200..200 + count {
+        let mut ws = open(number);
+        echo(&mut ws);
+        sockets.push(ws);
+    }
+    // Once more, now that all are there.
+    sockets.iter_mut().for_each(echo);
+    let bytes = (server.resident() - before) as f64 / count as f64;
+    for ws in sockets {
+        let tcp = ws.get_ref().tcp().expect("it is TCP");
+        let socket = socket2::SockRef::from(tcp);
+        socket.set_linger(Some(Duration::ZERO)).expect("a socket");
+    }
+    bytes
+}
+
+fn idle_tls_connection_costs_little(backend: &str) {
+    if backend == "uring" && !support::uring_works() {
+        return;
+    }
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let name = format!("sockeye-idle-{backend}-{}", std::process::id());
+    let folder = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let certified = certificates::authority().issue(&["localhost"]);
+    std::fs::write(folder.join("chain"), certified.chain).expect("written");
+    std::fs::write(folder.join("key"), certified.key).expect("written");
+    let plain = idle_bytes_after_large_echo(backend, None);
+    let secure = idle_bytes_after_large_echo(backend, Some(&folder));
+    std::fs::remove_dir_all(&folder).expect("it is there");
+    let more = secure - plain;
+    println!("{backend}: {plain:.0} bytes plain, {secure:.0} with TLS 1.3: {more:.0} more");
+    assert!(more <= IDLE_TLS_BYTES_MAX as f64, "TLS costs {more} bytes");
+}
+
+#[test]
+fn idle_tls_connection_costs_little_on_uring() {
+    idle_tls_connection_costs_little("uring");
+}
+
+#[test]
+fn idle_tls_connection_costs_little_on_poll() {
+    idle_tls_connection_costs_little("poll");
 }
 
 /// More connections than the server has descriptors: those that it has are served, the others

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sockeye::protocol::Opcode;
 
 use support::End;
+use support::Place;
 use support::Probe;
 use support::Running;
 use support::World;
@@ -14,7 +15,7 @@ use support::frame;
 
 /// Lets time pass without a turn, as when the thread sleeps or is held up.
 fn skip(server: &Running, time: Duration) {
-    if let Running::Sim(server, _) = server {
+    if let Place::Sim(server) = &server.place {
         server.borrow().net().advance(time);
     }
 }

@@ -11,23 +11,50 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("timer", &["slab", "simd"]),
     ("http1", &[]),
     ("config", &["error", "http1", "timer"]),
-    ("error", &["protocol"]),
+    ("error", &["protocol", "tls"]),
     ("protocol", &["simd", "http1"]),
     ("reactor", &["buffer", "slab"]),
-    ("conn", &["protocol", "http1", "buffer", "timer", "config"]),
+    ("random", &[]),
+    ("tls", &["buffer"]),
+    (
+        "conn",
+        &[
+            "protocol", "http1", "buffer", "timer", "config", "random", "tls",
+        ],
+    ),
+    (
+        "connect",
+        &[
+            "buffer", "conn", "error", "http1", "protocol", "random", "reactor", "tls",
+        ],
+    ),
     (
         "worker",
         &[
-            "buffer", "conn", "http1", "protocol", "reactor", "slab", "timer",
+            "buffer", "conn", "connect", "error", "http1", "protocol", "reactor", "slab", "timer",
+            "tls",
         ],
     ),
     (
         "server",
         &[
-            "config", "conn", "error", "http1", "protocol", "reactor", "worker",
+            "config", "conn", "connect", "error", "http1", "protocol", "reactor", "tls", "worker",
         ],
     ),
-    ("testkit", &["config", "conn", "reactor", "worker"]),
+    (
+        "client",
+        &[
+            "config", "conn", "connect", "error", "http1", "protocol", "random", "reactor", "simd",
+            "tls",
+        ],
+    ),
+    (
+        "testkit",
+        &[
+            "client", "config", "conn", "connect", "error", "http1", "protocol", "reactor", "tls",
+            "worker",
+        ],
+    ),
 ];
 
 #[test]

@@ -272,12 +272,7 @@ fn shutdown_says_going_away(world: World) {
     let mut server = world.start(Probe::echo());
     let mut links: Vec<Link> = (0..20).map(|_| server.open()).collect();
     let unopened = server.connect();
-    if let support::Running::Live(handle, _) = &server {
-        handle.as_ref().expect("it runs").shutdown();
-    }
-    if let support::Running::Sim(sim, _) = &server {
-        sim.borrow_mut().shut_down();
-    }
+    server.begin_stop();
     for link in &mut links {
         let close = link.next_frame().expect("a Close frame");
         assert_eq!(

@@ -1,22 +1,30 @@
-//! The whole server over a simulated network, with everything going wrong: 10,000 seeds.
+//! The whole engine over a simulated network, with everything going wrong: 10,000 seeds. It
+//! accepts connections and makes some; every fifteenth run is over TLS.
 //!
 //! A failure names its seed; `SOCKEYE_SEED=N cargo test --test worker_sim` runs that one alone.
 //! `SOCKEYE_SEEDS=N` runs so many instead of 10,000.
 
+mod support;
+
 use std::collections::HashMap;
+use std::io::Read;
+use std::io::Write;
 use std::panic;
 use std::time::Duration;
 
 use sockeye::CONTROL_RESERVE;
+use sockeye::CloseCause;
 use sockeye::CloseCode;
 use sockeye::Closed;
 use sockeye::ConnId;
+use sockeye::Connect;
 use sockeye::Context;
 use sockeye::Handler;
 use sockeye::Limits;
 use sockeye::Message;
 use sockeye::SendResult;
 use sockeye::http1;
+use sockeye::protocol;
 use sockeye::protocol::FrameHeader;
 use sockeye::protocol::Opcode;
 use sockeye::testkit::Chance;
@@ -25,7 +33,12 @@ use sockeye::testkit::SimClient;
 use sockeye::testkit::SimServer;
 use sockeye::testkit::SimSettings;
 
+use support::certificates;
+
 const SEEDS: u64 = 10_000;
+
+/// One run in so many is over TLS: a handshake takes longer than the rest of a run.
+const TLS_EVERY: u64 = 15;
 
 /// The seeds are dealt out to so many tests, which run side by side.
 const SHARES: u64 = 4;
@@ -92,6 +105,9 @@ struct Seen {
     failed: u64,
     lost: u64,
     timed_out: u64,
+    tls_messages: u64,
+    outgoing: u64,
+    not_opened: u64,
 }
 
 impl Seen {
@@ -107,6 +123,9 @@ impl Seen {
         self.failed += other.failed;
         self.lost += other.lost;
         self.timed_out += other.timed_out;
+        self.tls_messages += other.tls_messages;
+        self.outgoing += other.outgoing;
+        self.not_opened += other.not_opened;
     }
 
     fn check(&self) {
@@ -122,6 +141,9 @@ impl Seen {
             ("failures", self.failed),
             ("losses", self.lost),
             ("time-outs", self.timed_out),
+            ("messages over TLS", self.tls_messages),
+            ("outgoing connections", self.outgoing),
+            ("outgoing connections that did not open", self.not_opened),
         ] {
             assert!(count > 10, "hardly any {name}: {self:?}");
         }
@@ -146,6 +168,7 @@ fn quiet_panics() {
 struct Data {
     next: u32,
     opened: bool,
+    outgoing: bool,
 }
 
 /// Does anything at any time, and checks what it is told.
@@ -154,6 +177,8 @@ struct Chaos {
     open: Vec<ConnId>,
     violations: Vec<String>,
     seen: Seen,
+    outgoing_left: u32,
+    tls: bool,
 }
 
 impl Chaos {
@@ -176,6 +201,17 @@ impl Chaos {
                 let _ = conn.remote().close(other, CloseCode::GOING_AWAY, "");
             }
             7 => panic!("as asked"),
+            8 | 9 if self.outgoing_left > 0 => {
+                self.outgoing_left -= 1;
+                let scheme = if self.tls { "wss" } else { "ws" };
+                let connect = Connect::new(&format!("{scheme}://127.0.0.1/")).expect("a URL");
+                let data = Data {
+                    outgoing: true,
+                    ..Data::default()
+                };
+                let connect = connect.tls(certificates::client_tls().clone());
+                conn.connect(connect, data).expect("it can be asked for");
+            }
             _ => {}
         }
     }
@@ -194,6 +230,12 @@ impl Handler for Chaos {
         let id = conn.id();
         self.check(!self.open.contains(&id), "opened twice");
         self.check(!conn.data().opened, "data of another connection");
+        let is_client = conn.role() == protocol::Role::Client;
+        self.check(
+            conn.data().outgoing == is_client,
+            "data of another connection",
+        );
+        self.seen.outgoing += u64::from(is_client);
         conn.data().opened = true;
         self.open.push(id);
         self.act(conn);
@@ -230,7 +272,17 @@ impl Handler for Chaos {
     fn on_close(&mut self, conn: &mut Context<'_, Data>, closed: &Closed<'_>) {
         let id = conn.id();
         let place = self.open.iter().position(|&other| other == id);
-        self.check(place.is_some(), "closed twice, or never opened");
+        if conn.data().opened {
+            self.check(place.is_some(), "closed twice");
+        } else {
+            // It was asked for and did not open: this is its only callback.
+            self.check(conn.data().outgoing, "closed and never opened");
+            self.check(place.is_none(), "data of another connection");
+            let cause = &closed.cause;
+            let fits = matches!(cause, CloseCause::NotOpened(_) | CloseCause::Terminated);
+            self.check(fits, "it was not open");
+            self.seen.not_opened += 1;
+        }
         if let Some(place) = place {
             self.open.swap_remove(place);
         }
@@ -240,9 +292,9 @@ impl Handler for Chaos {
         );
         self.seen.clean += u64::from(closed.clean);
         match closed.cause {
-            sockeye::CloseCause::Failed(_) => self.seen.failed += 1,
-            sockeye::CloseCause::Lost(_) => self.seen.lost += 1,
-            sockeye::CloseCause::TimedOut(_) => self.seen.timed_out += 1,
+            CloseCause::Failed(_) => self.seen.failed += 1,
+            CloseCause::Lost(_) => self.seen.lost += 1,
+            CloseCause::TimedOut(_) => self.seen.timed_out += 1,
             _ => {}
         }
         if self.chance.below(100) == 0 {
@@ -263,8 +315,15 @@ fn is_message(payload: &[u8], number: u32) -> bool {
     payload == message(number)
 }
 
+/// The far end of a connection.
 struct Client {
     end: SimClient,
+    /// The far end is the server, and has yet to answer the request.
+    unanswered: bool,
+    is_server: bool,
+    tls: Option<rustls::Connection>,
+    /// Ciphertext that TLS has made and the network has not got.
+    wire: Vec<u8>,
     to_send: Vec<u8>,
     sent: usize,
     received: Vec<u8>,
@@ -273,37 +332,69 @@ struct Client {
     done: bool,
 }
 
-fn client(end: SimClient, chance: &mut Chance) -> Client {
+fn client(end: SimClient, tls: bool, chance: &mut Chance) -> Client {
     let mut bytes = b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
           Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         .to_vec();
+    push_frames(&mut bytes, true, chance);
+    let tls = tls.then(|| certificates::client_session("localhost").into());
+    far_end(end, tls, bytes, chance)
+}
+
+/// The server that the engine has connected to.
+fn server(end: SimClient, tls: bool, chance: &mut Chance) -> Client {
+    let tls = tls.then(|| {
+        let config = certificates::server_tls().config();
+        rustls::Connection::from(rustls::ServerConnection::new(config).expect("it can begin"))
+    });
+    let mut server = far_end(end, tls, Vec::new(), chance);
+    (server.is_server, server.unanswered) = (true, true);
+    server
+}
+
+/// Any messages, and any end.
+fn push_frames(bytes: &mut Vec<u8>, masked: bool, chance: &mut Chance) {
+    let push_frame =
+        |bytes: &mut Vec<u8>, first, payload: &[u8]| push_frame(bytes, first, payload, masked);
     for number in 0..chance.below(12) as u32 {
         if chance.once_in(8) {
-            push_frame(&mut bytes, 0x89, b"ping");
+            push_frame(bytes, 0x89, b"ping");
         }
         let payload = message(number);
         let opcode = if number.is_multiple_of(2) { 0x1 } else { 0x2 };
         if chance.once_in(3) {
             let cut = chance.below(payload.len() + 1);
-            push_frame(&mut bytes, opcode, &payload[..cut]);
+            push_frame(bytes, opcode, &payload[..cut]);
             if chance.once_in(3) {
-                push_frame(&mut bytes, 0x8A, b"");
+                push_frame(bytes, 0x8A, b"");
             }
-            push_frame(&mut bytes, 0x80, &payload[cut..]);
+            push_frame(bytes, 0x80, &payload[cut..]);
         } else {
-            push_frame(&mut bytes, 0x80 | opcode, &payload);
+            push_frame(bytes, 0x80 | opcode, &payload);
         }
     }
     match chance.below(5) {
-        0 => push_frame(&mut bytes, 0x88, &1000_u16.to_be_bytes()),
+        0 => push_frame(bytes, 0x88, &1000_u16.to_be_bytes()),
         // Something illegal.
-        1 => push_frame(&mut bytes, 0x80 | chance.below(128) as u8 | 0x10, b"x"),
+        1 => push_frame(bytes, 0x80 | chance.below(128) as u8 | 0x10, b"x"),
         // Something that never ends.
-        2 => bytes.extend([0x82, 0xFE, 0x10]),
+        2 => bytes.extend([0x82, if masked { 0xFE } else { 0x7E }, 0x10]),
         _ => {}
     }
+}
+
+fn far_end(
+    end: SimClient,
+    tls: Option<rustls::Connection>,
+    bytes: Vec<u8>,
+    chance: &mut Chance,
+) -> Client {
     Client {
         end,
+        unanswered: false,
+        is_server: false,
+        tls,
+        wire: Vec::new(),
         to_send: bytes,
         sent: 0,
         received: Vec::new(),
@@ -313,24 +404,23 @@ fn client(end: SimClient, chance: &mut Chance) -> Client {
     }
 }
 
-fn push_frame(bytes: &mut Vec<u8>, first: u8, payload: &[u8]) {
+fn push_frame(bytes: &mut Vec<u8>, first: u8, payload: &[u8], masked: bool) {
     let key = [7, 0xE1, 0, 0x55];
     let header = FrameHeader {
         fin: true,
         rsv1: false,
         opcode: Opcode::Binary,
         payload_len: payload.len() as u64,
-        mask_key: Some(key),
+        mask_key: masked.then_some(key),
     };
     let start = bytes.len();
     bytes.extend_from_slice(header.encode().as_bytes());
     bytes[start] = first;
-    bytes.extend(
-        payload
-            .iter()
-            .zip(key.iter().cycle())
-            .map(|(byte, key)| byte ^ key),
-    );
+    let payload_start = bytes.len();
+    bytes.extend_from_slice(payload);
+    if masked {
+        protocol::mask(&mut bytes[payload_start..], key);
+    }
 }
 
 impl Client {
@@ -350,20 +440,62 @@ impl Client {
                 1 => 1 + chance.below(rest.len().min(50)),
                 _ => 1 + chance.below(rest.len()),
             };
-            self.end.send(&rest[..len]);
+            match &mut self.tls {
+                None => self.end.send(&rest[..len]),
+                // Before the handshake is done it keeps what is written.
+                Some(tls) => tls.writer().write_all(&rest[..len]).expect("memory"),
+            }
             self.sent += len;
         } else if chance.once_in(150) {
             self.end.reset();
             self.done = true;
         }
         self.read(chance);
+        self.answer(chance);
     }
 
     fn read(&mut self, chance: &mut Chance) {
         if self.reads {
-            self.received
-                .extend(self.end.receive(1 + chance.below(2_000)));
+            let bytes = self.end.receive(1 + chance.below(2_000));
+            match &mut self.tls {
+                None => self.received.extend(bytes),
+                Some(tls) => {
+                    let mut rest = &bytes[..];
+                    while !rest.is_empty() {
+                        tls.read_tls(&mut rest).expect("memory");
+                        tls.process_new_packets().expect("valid records");
+                        // The end of the stream has not come, or has.
+                        let _ = tls.reader().read_to_end(&mut self.received);
+                    }
+                }
+            }
         }
+        if let Some(tls) = &mut self.tls {
+            while tls.wants_write() {
+                tls.write_tls(&mut self.wire).expect("memory");
+            }
+            if !self.wire.is_empty() {
+                let len = 1 + chance.below(self.wire.len());
+                self.end.send(&self.wire[..len]);
+                self.wire.drain(..len);
+            }
+        }
+    }
+
+    /// As a server, answers the request when it is there.
+    fn answer(&mut self, chance: &mut Chance) {
+        if !self.unanswered || http1::head_len(&self.received, 0).is_none() {
+            return;
+        }
+        self.unanswered = false;
+        let head = String::from_utf8_lossy(&self.received).into_owned();
+        self.to_send = match chance.below(10) {
+            0 => b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            1 => b"HTTP/1.1 101 Switching".to_vec(),
+            2 => (0..50).map(|_| chance.bits() as u8).collect(),
+            _ => support::accept_of(&head, "").into_bytes(),
+        };
+        push_frames(&mut self.to_send, false, chance);
     }
 
     /// Everything that was received is whole frames, in order, nothing altered.
@@ -372,12 +504,17 @@ impl Client {
             return;
         };
         let head = &self.received[..head_len];
+        let begin = if self.is_server {
+            &b"GET / HTTP/1.1\r\n"[..]
+        } else {
+            b"HTTP/1.1 "
+        };
         assert!(
-            head.starts_with(b"HTTP/1.1 "),
+            head.starts_with(begin),
             "{:?}",
             String::from_utf8_lossy(head)
         );
-        if !head.starts_with(b"HTTP/1.1 101 ") {
+        if !self.is_server && !head.starts_with(b"HTTP/1.1 101 ") {
             return;
         }
         let mut rest = &self.received[head_len..];
@@ -389,7 +526,11 @@ impl Client {
                 break;
             }
             assert!(!closed, "a frame behind the Close frame");
-            let payload = &rest[header_len..len];
+            // RFC 6455 §5.1: a client masks, a server does not.
+            assert_eq!(header.mask_key.is_some(), self.is_server);
+            let mut payload = rest[header_len..len].to_vec();
+            protocol::mask(&mut payload, header.mask_key.unwrap_or_default());
+            let payload = &payload[..];
             match header.opcode {
                 Opcode::Close => closed = true,
                 Opcode::Ping => {}
@@ -408,6 +549,7 @@ impl Client {
 
 fn run(seed: u64) -> Seen {
     let mut chance = Chance::new(seed);
+    let tls = seed.is_multiple_of(TLS_EVERY);
     let mut limits = Limits::default();
     limits.output_len_max = [300, 4_000, 70_000][chance.below(3)];
     limits.output_low_water = 100;
@@ -423,6 +565,7 @@ fn run(seed: u64) -> Seen {
         } else {
             Faults::all()
         },
+        tls: tls.then(|| certificates::server_tls().clone()),
         ..SimSettings::default()
     };
     let handler = Chaos {
@@ -430,57 +573,65 @@ fn run(seed: u64) -> Seen {
         open: Vec::new(),
         violations: Vec::new(),
         seen: Seen::default(),
+        outgoing_left: 3,
+        tls,
     };
-    let mut server = SimServer::new(settings, handler);
+    let mut engine = SimServer::new(settings, handler);
     let mut clients = Vec::new();
     let wanted = 1 + chance.below(6);
     for step in 0..400 {
         if clients.len() < wanted && chance.once_in(4) {
             let capacity = [60, 500, 5_000, 100_000][chance.below(4)];
-            let end = server.net().connect(capacity);
-            clients.push(client(end, &mut chance));
+            let end = engine.net().connect(capacity);
+            clients.push(client(end, tls, &mut chance));
+        }
+        while let Some(end) = engine.net().accept([60, 5_000, 100_000][chance.below(3)]) {
+            clients.push(server(end, tls, &mut chance));
         }
         for client in &mut clients {
             client.step(&mut chance);
         }
-        server.turn().expect("a simulated backend does not fail");
+        engine.turn().expect("a simulated backend does not fail");
         // The head of the handshake's answer is no message.
         assert!(
-            server.queued_len_max() <= bound + 200,
+            engine.queued_len_max() <= bound + 200,
             "output over its limit"
         );
         if chance.once_in(20) {
-            server
+            engine
                 .net()
                 .advance(Duration::from_millis(chance.below(3_000) as u64));
         }
-        let sent = |client: &Client| client.done || client.sent == client.to_send.len();
-        if step > 60 && clients.len() == wanted && clients.iter().all(sent) {
+        let sent = |client: &Client| {
+            let idle = client.sent == client.to_send.len() && client.wire.is_empty();
+            client.done || idle && !client.unanswered
+        };
+        if step > 60 && clients.len() >= wanted && clients.iter().all(sent) {
             break;
         }
     }
     // Time passes: deadlines end what peers have left open.
     for _ in 0..12 {
-        server
+        engine
             .pass(Duration::from_secs(5))
             .expect("it does not fail");
         for client in &mut clients {
             client.read(&mut chance);
         }
     }
-    server.shut_down();
+    engine.shut_down();
     for _ in 0..200 {
-        if server.is_finished() {
+        if engine.is_finished() {
             break;
         }
-        server
+        engine
             .pass(Duration::from_secs(1))
             .expect("it does not fail");
         for client in &mut clients {
             client.read(&mut chance);
         }
     }
-    assert!(server.is_finished(), "the server does not end");
+    assert!(engine.is_finished(), "the server does not end");
     for client in &mut clients {
         while client.reads && !client.end.is_finished() {
             let before = client.received.len();
@@ -491,17 +642,20 @@ fn run(seed: u64) -> Seen {
         }
         client.check();
     }
-    let counters = server.counters();
-    let dropped = server.dropped();
-    let handler = server.handler_mut();
+    let counters = engine.counters();
+    let dropped = engine.dropped();
+    let handler = engine.handler_mut();
     assert_eq!(handler.violations, Vec::<String>::new());
     let mut seen = std::mem::take(&mut handler.seen);
+    if tls {
+        seen.tls_messages = seen.messages;
+    }
     seen.panics = counters.panics;
     seen.refused = counters.refused;
     seen.accept_rests = counters.accept_rests;
     seen.dropped = dropped;
-    if server.connections() == 0 {
-        assert_eq!(server.handler_mut().open, [], "on_close was not called");
+    if engine.connections() == 0 {
+        assert_eq!(engine.handler_mut().open, [], "on_close was not called");
     }
     seen
 }

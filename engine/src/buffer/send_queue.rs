@@ -63,31 +63,73 @@ impl SendQueue {
         self.len == 0
     }
 
-    /// Appends a copy of both parts.
+    /// Appends a copy of both parts; gives the copy of `back`, to be masked where it lies.
     #[inline]
-    pub fn push(&mut self, front: &[u8], back: &[u8], pool: &mut Pool) {
+    pub fn push(&mut self, front: &[u8], back: &[u8], pool: &mut Pool) -> &mut [u8] {
         let len = front.len() + back.len();
         if len == 0 {
-            return;
+            return &mut [];
         }
+        let bytes = self.open_segment(pool);
+        bytes.reserve(len);
+        bytes.extend_from_slice(front);
+        bytes.extend_from_slice(back);
+        self.len += len;
+        match self.segments.back_mut() {
+            Some(Segment::Copied(bytes)) => {
+                let start = bytes.len() - back.len();
+                &mut bytes[start..]
+            }
+            _ => &mut [],
+        }
+    }
+
+    /// Appends what `write` puts into a slice of `len_max` bytes; it says how much that is.
+    ///
+    /// # Errors
+    /// What `write` returns; nothing is appended then.
+    pub fn push_with<E>(
+        &mut self,
+        len_max: usize,
+        pool: &mut Pool,
+        write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
+    ) -> Result<(), E> {
+        let bytes = self.open_segment(pool);
+        let start = bytes.len();
+        bytes.resize(start + len_max, 0);
+        let written = write(&mut bytes[start..]);
+        let len = *written.as_ref().unwrap_or(&0);
+        bytes.truncate(start + len);
+        self.len += len;
+        if start + len == 0 {
+            // Nothing is in it: a queue has no empty segments.
+            if let Some(Segment::Copied(bytes)) = self.segments.pop_back() {
+                pool.put(bytes);
+            }
+        }
+        written.map(|_| ())
+    }
+
+    /// The last segment, if bytes can be added to it, or a new one.
+    #[inline]
+    fn open_segment(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
         // A queue that is never quite empty must not keep what has long been sent.
         let has_room =
             |segment: &Segment| matches!(segment, Segment::Copied(b) if b.len() < SEGMENT_LEN);
         if !self.segments.back().is_some_and(has_room) {
             self.segments.push_back(Segment::Copied(pool.take()));
         }
-        if let Some(Segment::Copied(bytes)) = self.segments.back_mut() {
-            bytes.reserve(len);
-            bytes.extend_from_slice(front);
-            bytes.extend_from_slice(back);
+        match self.segments.back_mut() {
+            Some(Segment::Copied(bytes)) => bytes,
+            _ => unreachable!("the last segment is one of copied bytes"),
         }
-        self.len += len;
     }
 
     /// Appends bytes that others hold as well.
     pub fn push_shared(&mut self, bytes: Bytes, pool: &mut Pool) {
         if bytes.len() < SHARED_LEN_MIN {
-            return self.push(&bytes, &[], pool);
+            self.push(&bytes, &[], pool);
+            return;
         }
         self.len += bytes.len();
         self.segments.push_back(Segment::Shared(bytes));

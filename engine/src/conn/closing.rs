@@ -8,12 +8,14 @@ use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
 use crate::protocol::Opcode;
 use crate::protocol::ProtocolError;
+use crate::protocol::Role;
 
 use super::CloseCause;
 use super::Closed;
 use super::Conn;
 use super::Env;
 use super::Initiator;
+use super::OpenError;
 use super::Output;
 use super::Phase;
 use super::Sink;
@@ -72,7 +74,7 @@ impl<D> Conn<D> {
     }
 
     /// Tells the handler that it is over, if it has been told that it had begun.
-    fn finish(
+    pub(super) fn finish(
         &mut self,
         cause: CloseCause<'_>,
         initiator: Initiator,
@@ -82,8 +84,8 @@ impl<D> Conn<D> {
     ) {
         self.clear_partial(env);
         self.state.phase = Phase::Lingering;
-        let opened = mem::take(&mut self.state.opened);
-        if let Some(mut data) = self.data.take().filter(|_| opened) {
+        let owed = mem::take(&mut self.state.owes_close);
+        if let Some(mut data) = self.data.take().filter(|_| owed) {
             let closed = Closed {
                 cause,
                 initiator,
@@ -98,13 +100,25 @@ impl<D> Conn<D> {
         }
     }
 
+    /// The connection does not open; a handler that has asked for it is told.
+    pub(super) fn fail_open(&mut self, error: OpenError, env: &mut Env, sink: &mut impl Sink<D>) {
+        let initiator = error.initiator();
+        self.finish(CloseCause::NotOpened(error), initiator, false, env, sink);
+        self.state.phase = Phase::Closed;
+    }
+
     /// The peer's FIN: nothing more will be received.
     pub fn handle_end_of_stream(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         self.state.end_of_stream = true;
+        self.handle_last_byte(env, sink);
+    }
+
+    /// The peer has said, in its way, that nothing more will come.
+    pub(super) fn handle_last_byte(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         match self.state.phase {
             Phase::Handshake => {
-                self.clear_partial(env);
-                self.state.phase = Phase::Closed;
+                let error = io::ErrorKind::UnexpectedEof.into();
+                self.fail_open(OpenError::Io(error), env, sink);
             }
             Phase::Open => {
                 let cause = CloseCause::Lost(io::ErrorKind::UnexpectedEof.into());
@@ -117,6 +131,9 @@ impl<D> Conn<D> {
 
     /// The socket broke.
     pub fn handle_error(&mut self, error: io::Error, env: &mut Env, sink: &mut impl Sink<D>) {
+        if self.state.phase == Phase::Handshake {
+            return self.fail_open(OpenError::Io(error), env, sink);
+        }
         self.finish(CloseCause::Lost(error), Initiator::Peer, false, env, sink);
         self.state.phase = Phase::Closed;
     }
@@ -124,10 +141,8 @@ impl<D> Conn<D> {
     /// The deadline that ran has expired.
     pub fn handle_deadline(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         match self.state.phase {
-            Phase::Handshake | Phase::Lingering => {
-                self.clear_partial(env);
-                self.state.phase = Phase::Closed;
-            }
+            Phase::Handshake => self.fail_open(OpenError::TimedOut, env, sink),
+            Phase::Lingering => self.state.phase = Phase::Closed,
             Phase::Open => self.handle_silence(env, sink),
             Phase::CloseSent => {
                 self.finish_close_sent(false, env, sink);
@@ -174,6 +189,10 @@ impl<D> Conn<D> {
     /// A callback of this connection panicked.
     pub fn handle_panic(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         match self.state.phase {
+            Phase::Handshake if self.state.role == Role::Client => {
+                self.finish(CloseCause::Panicked, Initiator::Local, false, env, sink);
+                self.state.phase = Phase::Closed;
+            }
             Phase::Handshake => {
                 self.clear_partial(env);
                 self.respond(Response::text(500), false, env);
@@ -197,7 +216,7 @@ impl<D> Conn<D> {
     /// Tells the handler of a connection that it has given up.
     #[inline]
     pub fn settle(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
-        if self.state.phase == Phase::Closed && self.state.opened {
+        if self.state.phase == Phase::Closed && self.state.owes_close {
             self.finish(CloseCause::Terminated, Initiator::Local, false, env, sink);
             self.state.phase = Phase::Closed;
         }

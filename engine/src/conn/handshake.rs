@@ -1,4 +1,4 @@
-//! Up to the answer of the request head.
+//! Up to the answer of the request head, as a server.
 
 use std::mem;
 
@@ -9,6 +9,7 @@ use crate::http1::HEADER_COUNT_MAX;
 use crate::http1::Request;
 use crate::http1::RequestError;
 use crate::http1::Response;
+use crate::protocol::Role;
 use crate::protocol::handshake;
 use crate::protocol::handshake::HandshakeError;
 use crate::protocol::handshake::UpgradeRequest;
@@ -22,32 +23,63 @@ use super::upgrade::Answer;
 /// What a request line has besides its target, and then some.
 const REQUEST_LINE_REST: usize = 64;
 
+/// A head, and what came behind it.
+pub(super) enum Collected<'i> {
+    /// It lies whole in the input.
+    Here(&'i [u8], &'i mut [u8]),
+    /// It came in pieces: put together here, so long.
+    Kept(Vec<u8>, usize, &'i mut [u8]),
+    /// It is longer than the limit; its first line has so many bytes, or no end.
+    TooLong(usize),
+    /// More of it has to come.
+    Incomplete,
+}
+
 impl<D> Conn<D> {
-    /// Takes bytes of the request head, and of frames that came along with it.
+    /// Takes bytes of the peer's head, and of frames that came along with it.
     pub(super) fn receive_head(
         &mut self,
         input: &mut [u8],
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) {
-        let len_max = env.limits.head_len_max;
-        let kept = self
-            .partial
-            .as_ref()
-            .map_or(0, |partial| partial.tail.len());
-        if kept == 0 {
-            // No method begins so: TLS, or a probe. Nothing is gained by waiting for more.
-            if input
-                .first()
-                .is_some_and(|byte| !byte.is_ascii_graphic() && *byte != b'\r')
-            {
-                return self.respond(Response::text(400), false, env);
-            }
-            if let Some(len) = http1::head_len(input, 0).filter(|&len| len <= len_max) {
-                let (head, frames) = input.split_at_mut(len);
+        if self.state.role == Role::Client {
+            return self.receive_response(input, env, sink);
+        }
+        let begun = self.partial.as_ref().is_some_and(|p| !p.tail.is_empty());
+        // No method begins so: TLS, or a probe. Nothing is gained by waiting for more.
+        let no_method = |byte: &u8| !byte.is_ascii_graphic() && *byte != b'\r';
+        if !begun && input.first().is_some_and(no_method) {
+            return self.respond(Response::text(400), false, env);
+        }
+        match self.collect_head(input, env) {
+            Collected::Here(head, frames) => {
                 self.answer(head, env, sink);
-                return self.receive_early(frames, env, sink);
+                self.receive_early(frames, env, sink);
             }
+            Collected::Kept(head, len, frames) => {
+                self.answer(&head[..len], env, sink);
+                env.pool.put(head);
+                self.receive_early(frames, env, sink);
+            }
+            Collected::TooLong(line_len) => {
+                let long_uri = line_len > env.limits.uri_len_max + REQUEST_LINE_REST;
+                let status = if long_uri { 414 } else { 431 };
+                self.respond(Response::text(status), false, env);
+            }
+            Collected::Incomplete => {}
+        }
+    }
+
+    /// Collects a head, wherever it was cut.
+    pub(super) fn collect_head<'i>(&mut self, input: &'i mut [u8], env: &mut Env) -> Collected<'i> {
+        let len_max = env.limits.head_len_max;
+        let kept = self.partial.as_ref().map_or(0, |p| p.tail.len());
+        if kept == 0
+            && let Some(len) = http1::head_len(input, 0).filter(|&len| len <= len_max)
+        {
+            let (head, frames) = input.split_at_mut(len);
+            return Collected::Here(head, frames);
         }
         let partial = self.partial(env);
         if partial.tail.capacity() == 0 {
@@ -59,23 +91,24 @@ impl<D> Conn<D> {
             Some(len) => {
                 let head = mem::take(&mut partial.tail);
                 self.release_partial(env);
-                self.answer(&head[..len], env, sink);
-                env.pool.put(head);
-                self.receive_early(&mut input[len - kept..], env, sink);
+                Collected::Kept(head, len, &mut input[len - kept..])
             }
             None if partial.tail.len() == len_max => {
-                let line_end = memchr::memchr(b'\n', &partial.tail).unwrap_or(len_max);
-                let long_uri = line_end > env.limits.uri_len_max + REQUEST_LINE_REST;
+                let line_len = memchr::memchr(b'\n', &partial.tail).unwrap_or(len_max);
                 self.clear_partial(env);
-                let status = if long_uri { 414 } else { 431 };
-                self.respond(Response::text(status), false, env);
+                Collected::TooLong(line_len)
             }
-            None => {}
+            None => Collected::Incomplete,
         }
     }
 
     /// Frames may have come in the same segment as the head.
-    fn receive_early(&mut self, frames: &mut [u8], env: &mut Env, sink: &mut impl Sink<D>) {
+    pub(super) fn receive_early(
+        &mut self,
+        frames: &mut [u8],
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
         if matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
             self.receive_frames(frames, env, sink);
         }
@@ -157,8 +190,14 @@ impl<D> Conn<D> {
         self.push_head(head, env);
 
         self.data = Some(data);
+        self.open(env, sink);
+    }
+
+    /// The handshake is over, and the handler is told.
+    pub(super) fn open(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         self.state.phase = Phase::Open;
-        self.state.opened = true;
+        self.state.was_open = true;
+        self.state.owes_close = true;
         if let Some(output) = self.output(env) {
             sink.open(output);
         }
@@ -175,8 +214,8 @@ impl<D> Conn<D> {
         self.state.phase = Phase::Lingering;
     }
 
-    /// Queues a response head, which is no message: it is not counted.
-    fn push_head(&mut self, head: Vec<u8>, env: &mut Env) -> &mut SendQueue {
+    /// Queues a head, which is no message: it is not counted.
+    pub(super) fn push_head(&mut self, head: Vec<u8>, env: &mut Env) -> &mut SendQueue {
         let queue = self
             .state
             .queue

@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! One connection's life: handshake → open → closing → lingering → closed.
+//! One connection's life, as server or as client: handshake → open → closing → lingering →
+//! closed.
 //!
 //! ```text
 //!            101                 Close sent, or peer's Close, or failure, or end of stream
@@ -12,22 +13,30 @@
 //!
 //! Pure: bytes and the time come in, events go to a [`Sink`], output goes to the send queue.
 //! Sockets, readiness and deadlines' storage are the worker's; after each call the worker asks
-//! [`Conn::next_step`] and [`Conn::deadline`].
+//! [`Conn::next_step`] and [`Conn::deadline`]. With TLS, ciphertext comes in, and output is
+//! encrypted when it is about to be sent ([`Conn::seal`]).
 //!
 //! **Invariant:** `Sink::open` and `Sink::close` are called once each or not at all, in this
 //! order, and nothing else of [`Sink`] but `upgrade` and `http` outside them. User data exists
-//! from the upgrade to the end of `Sink::close`.
+//! from the upgrade to the end of `Sink::close`. The one exception is a connection that this
+//! endpoint wanted and that never opened: it gets `Sink::close` alone.
 
 mod closing;
+mod connect;
+mod control;
 mod handshake;
 mod open;
 mod outcome;
 mod output;
+mod secure;
 mod upgrade;
 
+pub use connect::ClientHandshake;
+pub use control::ControlBudget;
 pub use outcome::CloseCause;
 pub use outcome::Closed;
 pub use outcome::Initiator;
+pub use outcome::OpenError;
 pub use outcome::Timeout;
 pub use output::DropReason;
 pub use output::Output;
@@ -49,8 +58,13 @@ use crate::protocol::DecoderLimits;
 use crate::protocol::Message;
 use crate::protocol::Role;
 use crate::protocol::TAIL_LEN_MAX;
+use crate::protocol::handshake::ExpectedResponse;
 use crate::protocol::handshake::UpgradeRequest;
+use crate::random::Random;
+use crate::random::Seed;
 use crate::timer::ticks;
+use crate::tls::ServerTls;
+use crate::tls::Session;
 
 /// Room that [`Conn::receive`] wants in front of the received bytes, for what was left of the
 /// last ones.
@@ -90,17 +104,26 @@ pub struct Env {
     pub subprotocols: Vec<String>,
     /// Which origins may connect.
     pub origins: OriginPolicy,
+    /// TLS, by listener; none where plain HTTP is spoken.
+    pub tls: Vec<Option<ServerTls>>,
     /// Free buffers.
     pub pool: Pool,
+    /// Masking keys and nonces.
+    pub random: Random,
     /// Seconds since the start, at the beginning of the turn.
     pub now_s: u32,
     /// Messages refused for want of room, of all connections.
     pub dropped: u64,
-    decoder_limits: DecoderLimits,
+    /// By this endpoint's role.
+    decoder_limits: [DecoderLimits; 2],
     /// The deadline of an open connection that has just received something, in ticks.
     open_span: Option<u8>,
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     partials: Vec<Box<Partial>>,
+    /// What was decrypted of one receive.
+    plain: Vec<u8>,
+    /// Pieces of output that become one record.
+    scratch: Vec<u8>,
 }
 
 /// The most boxes for incomplete things that are kept.
@@ -108,13 +131,18 @@ const PARTIALS_MAX: usize = 256;
 
 impl Env {
     /// What the connections of a server with these settings share.
-    pub fn new(limits: Limits, subprotocols: Vec<String>, origins: OriginPolicy) -> Self {
-        let decoder_limits = DecoderLimits {
-            role: Role::Server,
+    pub fn new(
+        limits: Limits,
+        subprotocols: Vec<String>,
+        origins: OriginPolicy,
+        seed: Seed,
+    ) -> Self {
+        let decoder_limits = [Role::Client, Role::Server].map(|role| DecoderLimits {
+            role,
             message_len_max: limits.message_len_max as u64,
             fragment_count_max: limits.fragment_count_max,
             rsv1_allowed: false,
-        };
+        });
         let spans = [limits.ping_interval, limits.idle_timeout];
         let open_wait = spans.into_iter().filter(|span| !span.is_zero()).min();
         Self {
@@ -122,18 +150,28 @@ impl Env {
             limits,
             subprotocols,
             origins,
+            tls: Vec::new(),
             pool: Pool::default(),
+            random: Random::new(seed),
             now_s: 0,
             dropped: 0,
             decoder_limits,
             partials: Vec::new(),
+            plain: Vec::new(),
+            scratch: Vec::new(),
         }
+    }
+
+    /// What a peer of an endpoint in this role may do.
+    #[inline]
+    fn decoder_limits(&self, role: Role) -> &DecoderLimits {
+        &self.decoder_limits[role as usize]
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// The request head has not been answered.
+    /// The request head has not been answered, by us or by the peer.
     Handshake,
     /// Messages flow.
     Open,
@@ -155,7 +193,7 @@ pub struct Conn<D> {
     data: Option<D>,
 }
 
-const _: () = assert!(size_of::<Conn<()>>() <= 104);
+const _: () = assert!(size_of::<Conn<()>>() <= 112);
 
 /// What has arrived of something that is not complete.
 #[derive(Debug, Default)]
@@ -166,21 +204,27 @@ struct Partial {
     message: Vec<u8>,
     /// The payload of the latest ping, if there was no room for its pong.
     pong: Option<Vec<u8>>,
+    /// What the answer to a client's request has to hold.
+    expected: Option<ExpectedResponse>,
 }
 
 impl Partial {
     fn is_empty(&self) -> bool {
-        self.tail.is_empty() && self.message.is_empty() && self.pong.is_none()
+        let nothing_received = self.tail.is_empty() && self.message.is_empty();
+        nothing_received && self.pong.is_none() && self.expected.is_none()
     }
 }
 
 /// The part of a connection that a callback can change.
 #[derive(Debug)]
 pub(crate) struct State {
+    /// Output; plaintext if there is TLS.
     queue: Option<Box<SendQueue>>,
+    tls: Option<Box<Session>>,
     subprotocol: Option<Box<str>>,
     /// The Close frame that the handler asked for.
     close: Option<Box<LocalClose>>,
+    role: Role,
     phase: Phase,
     /// The phase whose deadline runs.
     deadline_phase: Phase,
@@ -190,13 +234,15 @@ pub(crate) struct State {
     drain_owed: bool,
     /// The peer's FIN has arrived.
     end_of_stream: bool,
-    fin_sent: bool,
+    /// We have nothing more to send, and the peer knows or is about to tell us the same.
+    output_ended: bool,
     ping_sent: bool,
-    /// The handler has been told that the connection is open, and not that it is over.
-    opened: bool,
-    control_tokens: u8,
-    /// When control tokens were last added, modulo 256.
-    control_filled_s: u8,
+    /// It was open: it ends with Close frames.
+    was_open: bool,
+    /// The handler is owed the end: it has been told that the connection is open, or it has
+    /// asked for it.
+    owes_close: bool,
+    control: ControlBudget,
     /// Length of the deadline that runs, in ticks.
     span: u8,
     /// Seconds without a byte from the peer, up to the deadline that runs.
@@ -217,30 +263,38 @@ pub enum Step {
     Continue,
     /// Shut down the sending direction.
     ShutdownWrite,
+    /// Nothing more will be sent; the peer is to shut down first.
+    AwaitEnd,
     /// Close the socket and forget the connection.
     Remove,
 }
 
 impl<D> Conn<D> {
     /// A connection that has just been accepted.
-    pub fn new(env: &Env) -> Self {
+    pub fn accept(tls: Option<Session>, env: &Env) -> Self {
+        Self::new(Role::Server, tls, env)
+    }
+
+    fn new(role: Role, tls: Option<Session>, env: &Env) -> Self {
         Self {
             decoder: Decoder::default(),
             partial: None,
             state: State {
                 queue: None,
+                tls: tls.map(Box::new),
                 subprotocol: None,
                 close: None,
+                role,
                 phase: Phase::Handshake,
                 deadline_phase: Phase::Closed,
                 blocked: false,
                 drain_owed: false,
                 end_of_stream: false,
-                fin_sent: false,
+                output_ended: false,
                 ping_sent: false,
-                opened: false,
-                control_tokens: env.limits.control_burst_max,
-                control_filled_s: env.now_s as u8,
+                was_open: false,
+                owes_close: false,
+                control: ControlBudget::new(env.now_s, &env.limits),
                 span: 0,
                 silence_s: 0,
             },
@@ -254,8 +308,18 @@ impl<D> Conn<D> {
         self.state.silence_s = 0;
         self.state.ping_sent = false;
         let end = HEADROOM + len;
+        if self.state.tls.is_some() {
+            self.receive_tls(&mut slot[HEADROOM..end], env, sink);
+        } else {
+            self.receive_plain(&mut slot[..end], env, sink);
+        }
+    }
+
+    /// Takes `slot[HEADROOM..]`, which is not encrypted, or not any more.
+    #[inline]
+    fn receive_plain(&mut self, slot: &mut [u8], env: &mut Env, sink: &mut impl Sink<D>) {
         match self.state.phase {
-            Phase::Handshake => self.receive_head(&mut slot[HEADROOM..end], env, sink),
+            Phase::Handshake => self.receive_head(&mut slot[HEADROOM..], env, sink),
             Phase::Open | Phase::CloseSent => {
                 let mut start = HEADROOM;
                 if let Some(partial) = &mut self.partial {
@@ -264,7 +328,7 @@ impl<D> Conn<D> {
                     partial.tail.clear();
                     self.release_partial(env);
                 }
-                self.receive_frames(&mut slot[start..end], env, sink);
+                self.receive_frames(&mut slot[start..], env, sink);
             }
             Phase::Lingering | Phase::Closed => {}
         }
@@ -276,7 +340,10 @@ impl<D> Conn<D> {
         if self.state.blocked || self.state.phase == Phase::Closed {
             return None;
         }
-        self.state.queue.as_deref()
+        match &self.state.tls {
+            None => self.state.queue.as_deref(),
+            Some(tls) => tls.outgoing(),
+        }
     }
 
     /// The kernel took `sent` bytes; `blocked` if it would not take more.
@@ -288,8 +355,10 @@ impl<D> Conn<D> {
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) {
-        if let Some(queue) = &mut self.state.queue {
-            queue.consume(sent, &mut env.pool);
+        match (&mut self.state.tls, &mut self.state.queue) {
+            (Some(tls), _) => tls.consume(sent, &mut env.pool),
+            (None, Some(queue)) => queue.consume(sent, &mut env.pool),
+            (None, None) => {}
         }
         self.state.blocked = blocked;
         self.state.drain_owed |= blocked;
@@ -323,9 +392,9 @@ impl<D> Conn<D> {
         self.state.phase == Phase::Open
     }
 
-    /// Whether the handler has seen it open and not closed.
-    pub fn is_opened(&self) -> bool {
-        self.state.opened
+    /// Whether the handler has yet to be told of the end.
+    pub fn owes_close(&self) -> bool {
+        self.state.owes_close
     }
 
     /// What is to be done now.
@@ -333,17 +402,18 @@ impl<D> Conn<D> {
     pub fn next_step(&self) -> Step {
         match self.state.phase {
             Phase::Handshake | Phase::Open | Phase::CloseSent => Step::Continue,
-            Phase::Lingering if self.state.queue.is_some() => Step::Continue,
+            Phase::Lingering if self.state.has_unsent() => Step::Continue,
             Phase::Lingering if self.state.end_of_stream => Step::Remove,
-            Phase::Lingering if !self.state.fin_sent => Step::ShutdownWrite,
-            Phase::Lingering => Step::Continue,
+            Phase::Lingering if self.state.output_ended => Step::Continue,
+            Phase::Lingering if self.state.awaits_peer() => Step::AwaitEnd,
+            Phase::Lingering => Step::ShutdownWrite,
             Phase::Closed => Step::Remove,
         }
     }
 
-    /// The sending direction has been shut down.
-    pub fn handle_shutdown(&mut self) {
-        self.state.fin_sent = true;
+    /// The sending direction has been shut down, or nothing more will be sent.
+    pub fn handle_output_end(&mut self) {
+        self.state.output_ended = true;
         // From here on the peer has the closing time-out to close its side.
         self.state.deadline_phase = Phase::Closed;
     }
@@ -353,6 +423,9 @@ impl<D> Conn<D> {
         if let Some(mut queue) = self.state.queue.take() {
             queue.clear(&mut env.pool);
             env.pool.put_queue(queue);
+        }
+        if let Some(tls) = self.state.tls.take() {
+            tls.release(&mut env.pool);
         }
         self.clear_partial(env);
     }
@@ -380,6 +453,7 @@ impl<D> Conn<D> {
             partial.tail.clear();
             partial.message.clear();
             partial.pong = None;
+            partial.expected = None;
             self.release_partial(env);
         }
     }
@@ -461,7 +535,7 @@ impl State {
                     .min()
             }
             // The rest of the output may take as long as stalled output may.
-            Phase::Lingering if !self.fin_sent => Some(limits.write_timeout),
+            Phase::Lingering if !self.output_ended => Some(limits.write_timeout),
             Phase::CloseSent | Phase::Lingering => Some(limits.close_timeout),
             Phase::Closed => None,
         }

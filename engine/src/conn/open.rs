@@ -25,7 +25,10 @@ impl<D> Conn<D> {
         let mut rest = input;
         // A callback may end it: then nothing behind the message is looked at.
         while matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
-            let event = match self.decoder.next(&mut rest, &env.decoder_limits) {
+            let event = match self
+                .decoder
+                .next(&mut rest, env.decoder_limits(self.state.role))
+            {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => return self.fail(error, env, sink),
@@ -122,22 +125,8 @@ impl<D> Conn<D> {
         }
     }
 
-    /// Takes a token for a control frame.
+    /// Counts a control frame.
     fn count_control(&mut self, env: &Env) -> Result<(), ProtocolError> {
-        let state = &mut self.state;
-        let elapsed = (env.now_s as u8).wrapping_sub(state.control_filled_s);
-        if elapsed > 0 {
-            let earned = elapsed.saturating_mul(env.limits.control_rate_max);
-            let tokens = state.control_tokens.saturating_add(earned);
-            state.control_tokens = tokens.min(env.limits.control_burst_max);
-            state.control_filled_s = env.now_s as u8;
-        }
-        match state.control_tokens.checked_sub(1) {
-            Some(tokens) => {
-                state.control_tokens = tokens;
-                Ok(())
-            }
-            None => Err(ProtocolError::ControlTooOften),
-        }
+        self.state.control.take(env.now_s, &env.limits)
     }
 }

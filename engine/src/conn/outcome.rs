@@ -2,6 +2,8 @@ use std::io;
 
 use crate::protocol::CloseCode;
 use crate::protocol::ProtocolError;
+use crate::protocol::handshake::Refusal;
+use crate::protocol::handshake::ResponseError;
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -44,6 +46,39 @@ pub enum CloseCause<'a> {
     Panicked,
     /// The handler gave the connection up with `terminate`.
     Terminated,
+    /// A connection that this endpoint has asked for, and that never opened: `on_close` is the
+    /// only callback that it gets.
+    NotOpened(OpenError),
+}
+
+/// Why a connection that was asked for did not open.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The connection could not be made, or broke: refused, unreachable, an ended stream. A
+    /// failure of TLS is [`InvalidData`](io::ErrorKind::InvalidData), with rustls' error as
+    /// its source.
+    #[error("{0}")]
+    Io(io::Error),
+    /// It took longer than the handshake time-out, TCP and TLS included.
+    #[error("the handshake timed out")]
+    TimedOut,
+    /// The server answered, and not with 101.
+    #[error("{0}")]
+    Refused(Box<Refusal>),
+    /// The server answered with 101, and against the rules.
+    #[error("{0}")]
+    Response(ResponseError),
+}
+
+impl OpenError {
+    /// Who ended it.
+    pub(super) fn initiator(&self) -> Initiator {
+        match self {
+            Self::Io(_) | Self::Refused(_) => Initiator::Peer,
+            Self::TimedOut | Self::Response(_) => Initiator::Local,
+        }
+    }
 }
 
 /// What took too long.
@@ -66,7 +101,7 @@ impl CloseCause<'_> {
             Self::Closed { code, .. } => code.map_or(1005, CloseCode::get),
             Self::Failed(error) => error.close_code().get(),
             Self::Panicked => CloseCode::INTERNAL_ERROR.get(),
-            Self::Lost(_) | Self::TimedOut(_) | Self::Terminated => 1006,
+            Self::Lost(_) | Self::TimedOut(_) | Self::Terminated | Self::NotOpened(_) => 1006,
         }
     }
 }

@@ -3,11 +3,13 @@ use bytes::Bytes;
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
 use crate::config::CONTROL_RESERVE;
+use crate::protocol;
 use crate::protocol::CONTROL_PAYLOAD_LEN_MAX;
 use crate::protocol::CloseFrame;
 use crate::protocol::FrameHeader;
 use crate::protocol::Message;
 use crate::protocol::Opcode;
+use crate::protocol::Role;
 
 use super::Env;
 use super::LocalClose;
@@ -16,7 +18,10 @@ use super::Sink;
 use super::State;
 
 /// What a Close frame may take: kept free for it.
-const CLOSE_LEN_MAX: usize = 2 + CONTROL_PAYLOAD_LEN_MAX;
+const CLOSE_LEN_MAX: usize = 2 + MASK_KEY_LEN + CONTROL_PAYLOAD_LEN_MAX;
+
+/// What a client's frame has besides (RFC 6455 §5.2).
+const MASK_KEY_LEN: usize = 4;
 
 /// What became of a message that was to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,17 @@ impl<D> Output<'_, D> {
         self.state.queued_len()
     }
 
+    /// Which end of the connection this is.
+    pub fn role(&self) -> Role {
+        self.state.role
+    }
+
+    /// What the two ends of a TLS connection have agreed.
+    #[cfg(feature = "tls")]
+    pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
+        self.state.tls.as_ref().map(|tls| tls.info())
+    }
+
     /// The agreed subprotocol.
     pub fn subprotocol(&self) -> Option<&str> {
         self.state.subprotocol.as_deref()
@@ -68,12 +84,13 @@ impl<D> Output<'_, D> {
     /// Whether the queue has to be flushed before there can be room for such a message.
     #[inline]
     pub fn must_flush(&self, payload_len: usize) -> bool {
-        self.state.must_flush(frame_len(payload_len), self.env)
+        let frame_len = frame_len(payload_len, self.state.role);
+        self.state.must_flush(frame_len, self.env)
     }
 
     /// Flushes the queue with `flush`, which says whether the kernel would not take all.
     #[cold]
-    pub fn flush(&mut self, flush: impl FnOnce(&mut SendQueue, &mut Pool) -> bool) {
+    pub fn flush(&mut self, flush: impl FnMut(&mut SendQueue, &mut Pool) -> bool) {
         self.state.flush(self.env, flush);
     }
 
@@ -107,29 +124,41 @@ impl<D> Output<'_, D> {
     }
 }
 
-/// Bytes of a server's frame with so much payload.
+/// Bytes of a frame with so much payload.
 #[inline]
-fn frame_len(payload_len: usize) -> usize {
+fn frame_len(payload_len: usize, role: Role) -> usize {
     let header_len = match payload_len {
         0..=125 => 2,
         126..=0xFFFF => 4,
         _ => 10,
     };
-    header_len + payload_len
+    let mask_key_len = match role {
+        Role::Server => 0,
+        Role::Client => MASK_KEY_LEN,
+    };
+    header_len + mask_key_len + payload_len
 }
 
 impl State {
+    /// Bytes of output that wait, as they were queued: what TLS adds is not counted.
     pub(super) fn queued_len(&self) -> usize {
-        self.queue.as_ref().map_or(0, |queue| queue.len())
+        let plain = self.queue.as_ref().map_or(0, |queue| queue.len());
+        match &self.tls {
+            None => plain,
+            Some(tls) => plain + tls.queued_len(),
+        }
     }
 
     #[inline]
     fn must_flush(&self, frame_len: usize, env: &Env) -> bool {
-        let has_queue = !self.blocked && self.queue.is_some();
-        has_queue && self.queued_len() + frame_len > env.limits.output_len_max
+        let may_help = !self.blocked && (self.queue.is_some() || self.tls.is_some());
+        may_help && self.queued_len() + frame_len > env.limits.output_len_max
     }
 
-    fn flush(&mut self, env: &mut Env, flush: impl FnOnce(&mut SendQueue, &mut Pool) -> bool) {
+    fn flush(&mut self, env: &mut Env, mut flush: impl FnMut(&mut SendQueue, &mut Pool) -> bool) {
+        if self.tls.is_some() {
+            return self.flush_sealed(env, flush);
+        }
         if let Some(queue) = &mut self.queue {
             self.blocked = flush(queue, &mut env.pool);
             self.drain_owed |= self.blocked;
@@ -159,6 +188,15 @@ impl State {
     pub(super) fn push_shared(&mut self, frame: Bytes, env: &mut Env) -> SendResult {
         if self.phase != Phase::Open {
             return SendResult::Gone;
+        }
+        if self.role == Role::Client {
+            // What a client sends is masked, so it cannot be shared.
+            let Ok(Some((header, len))) = FrameHeader::decode(&frame) else {
+                return SendResult::Gone;
+            };
+            let limit = env.limits.output_len_max;
+            let result = self.push_frame(header.opcode, &frame[len..], limit, env);
+            return self.note(result, env);
         }
         let result = if self.queued_len() + frame.len() > env.limits.output_len_max {
             SendResult::Dropped(DropReason::OutputLimit)
@@ -208,18 +246,26 @@ impl State {
         limit: usize,
         env: &mut Env,
     ) -> SendResult {
-        if self.queued_len() + frame_len(payload.len()) > limit {
+        if self.queued_len() + frame_len(payload.len(), self.role) > limit {
             return SendResult::Dropped(DropReason::OutputLimit);
         }
+        // RFC 6455 §5.3: each frame of a client has a new key from a strong source.
+        let mask_key = match self.role {
+            Role::Server => None,
+            Role::Client => Some(env.random.mask_key()),
+        };
         let header = FrameHeader {
             fin: true,
             rsv1: false,
             opcode,
             payload_len: payload.len() as u64,
-            mask_key: None,
+            mask_key,
         };
         let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
-        queue.push(header.encode().as_bytes(), payload, &mut env.pool);
+        let payload = queue.push(header.encode().as_bytes(), payload, &mut env.pool);
+        if let Some(key) = mask_key {
+            protocol::mask(payload, key);
+        }
         self.pushed()
     }
 
@@ -251,7 +297,11 @@ impl<D> super::Conn<D> {
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) -> SendResult {
-        if self.state.must_flush(frame.len(), env) {
+        let masked_len = match self.state.role {
+            Role::Server => frame.len(),
+            Role::Client => frame.len() + MASK_KEY_LEN,
+        };
+        if self.state.must_flush(masked_len, env) {
             self.state.flush(env, |queue, pool| sink.flush(queue, pool));
         }
         self.state.push_shared(frame, env)

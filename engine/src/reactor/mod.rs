@@ -10,6 +10,8 @@
 //!    [`Backend::close`], and gives it a [`Token`] that the events of that socket carry.
 //!    A token may be used again after `close`; an event of the socket before is then marked
 //!    by its older generation, which the owner compares.
+//!    Sockets that [`Backend::connect`] makes are registered the same way. They are writable
+//!    when they are connected, and report what kept them from it when they are used.
 //! 3. Readability is edge-like: an event comes when something new has arrived. The owner reads
 //!    until a read is short or would block, or remembers that it has not; where the event says
 //!    `hangup`, until the end of the stream or an error.
@@ -23,6 +25,7 @@
 //! There are three: `uring` (io_uring), `poll` (epoll or kqueue, through the crate `mio`) and
 //! `sim` (a simulated network in virtual time).
 
+pub mod connect;
 pub mod listen;
 #[cfg(feature = "poll")]
 pub mod poll;
@@ -44,6 +47,7 @@ use arrayvec::ArrayVec;
 
 use crate::slab::Key;
 
+pub use connect::Target;
 pub use sys::allowed_cpus;
 
 /// The most pieces that one send takes.
@@ -94,7 +98,12 @@ impl Token {
 #[derive(Debug)]
 pub enum Event<S> {
     /// A connection was accepted.
-    Accepted(S),
+    Accepted {
+        /// It.
+        socket: S,
+        /// Which listener of the backend it came to.
+        listener: usize,
+    },
     /// Accepting has stopped.
     AcceptFailed(io::Error),
     /// Something has arrived, or there is room to send.
@@ -192,6 +201,9 @@ pub trait Backend {
     /// A connected socket.
     type Socket: Copy + fmt::Debug;
 
+    /// Stands for a socket that could not be made: calls on it fail, or do nothing.
+    const NO_SOCKET: Self::Socket;
+
     /// How many receives are worth to be made at once. With one, each gets the whole buffer.
     const RECV_BATCH: usize;
 
@@ -214,6 +226,13 @@ pub trait Backend {
     /// Accepts again.
     fn resume_accept(&mut self);
 
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// It cannot even be begun: an address that is not of this machine, no free port, out of
+    /// descriptors.
+    fn connect(&mut self, target: &Target) -> io::Result<Self::Socket>;
+
     /// Reports what becomes ready on this socket from now on.
     ///
     /// # Errors
@@ -235,6 +254,9 @@ pub trait Backend {
 
     /// Closes a socket, and forgets its token if it was registered.
     fn close(&mut self, socket: Self::Socket, token: Option<Token>);
+
+    /// Hands the kernel what the next wait would: for owners that may not wait for long.
+    fn submit(&mut self) {}
 
     /// The other end of a connection.
     ///

@@ -4,6 +4,7 @@
 //! before it is closed. Batches are loops of `recv` and `send`.
 
 use std::io;
+use std::os::fd::IntoRawFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,10 @@ use super::Event;
 use super::PeerAddr;
 use super::RecvOp;
 use super::SendOp;
+use super::Target;
 use super::Token;
 use super::Waker;
+use super::connect;
 use super::listen::Listener;
 use super::sys;
 
@@ -87,12 +90,12 @@ impl PollBackend {
     }
 
     fn accept(&mut self, events: &mut Vec<Event<RawFd>>) {
-        for acceptor in &mut self.listeners {
+        for (listener, acceptor) in self.listeners.iter_mut().enumerate() {
             let mut room = ACCEPT_MAX;
             while acceptor.ready && self.accepting && room > 0 {
                 room -= 1;
                 match sys_accept(acceptor.listener.fd()) {
-                    Ok(socket) => events.push(Event::Accepted(socket)),
+                    Ok(socket) => events.push(Event::Accepted { socket, listener }),
                     Err(error) if super::would_block(&error) => acceptor.ready = false,
                     Err(error) if sys::is_exhausted(&error) => {
                         self.accepting = false;
@@ -112,7 +115,6 @@ impl PollBackend {
 
 fn sys_accept(fd: RawFd) -> io::Result<RawFd> {
     use std::os::fd::BorrowedFd;
-    use std::os::fd::IntoRawFd;
     // SAFETY: the listener that owns the descriptor is alive.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let (socket, _) = socket2::SockRef::from(&fd).accept()?;
@@ -121,6 +123,8 @@ fn sys_accept(fd: RawFd) -> io::Result<RawFd> {
 
 impl Backend for PollBackend {
     type Socket = RawFd;
+
+    const NO_SOCKET: RawFd = -1;
 
     // One receive after the other, each into the same hot buffer.
     const RECV_BATCH: usize = 1;
@@ -173,6 +177,10 @@ impl Backend for PollBackend {
         }
     }
 
+    fn connect(&mut self, target: &Target) -> io::Result<RawFd> {
+        connect::begin(target).map(IntoRawFd::into_raw_fd)
+    }
+
     fn register(&mut self, socket: RawFd, token: Token) -> io::Result<()> {
         let token = MioToken(token.to_bits() as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -203,10 +211,15 @@ impl Backend for PollBackend {
 
     fn close(&mut self, socket: RawFd, _token: Option<Token>) {
         // The last descriptor of a socket takes its registration with it.
-        sys::close(socket);
+        if socket != Self::NO_SOCKET {
+            sys::close(socket);
+        }
     }
 
     fn peer_addr(&mut self, socket: RawFd) -> io::Result<PeerAddr> {
+        if socket == Self::NO_SOCKET {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         sys::peer_addr(socket)
     }
 

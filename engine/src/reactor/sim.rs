@@ -18,6 +18,7 @@ use super::Event;
 use super::PeerAddr;
 use super::RecvOp;
 use super::SendOp;
+use super::Target;
 use super::Token;
 use super::Waker;
 
@@ -30,6 +31,8 @@ pub struct Faults {
     pub register: u32,
     /// Accepting fails, and stops.
     pub accept: u32,
+    /// A connection that the server makes is refused.
+    pub connect: u32,
     /// A receive or send gives less than it could.
     pub short: u32,
     /// A call would block though it need not.
@@ -47,6 +50,7 @@ impl Faults {
             reset: 400,
             register: 60,
             accept: 20,
+            connect: 20,
             short: 2,
             would_block: 6,
             late: 4,
@@ -111,6 +115,8 @@ struct Net {
     /// Those that the server has registered and not closed.
     active: Vec<usize>,
     backlog: VecDeque<usize>,
+    /// Connections that the server has made, and nobody has taken.
+    outgoing: VecDeque<usize>,
     accepting: bool,
     closed_tokens: Vec<Token>,
     woken: Arc<AtomicBool>,
@@ -120,7 +126,7 @@ struct Net {
 #[derive(Clone, Debug)]
 pub struct SimNet(Rc<RefCell<Net>>);
 
-/// A client's end of a simulated connection.
+/// The far end of a simulated connection.
 #[derive(Clone, Debug)]
 pub struct SimClient {
     net: Rc<RefCell<Net>>,
@@ -141,6 +147,7 @@ impl SimNet {
             pipes: Vec::new(),
             active: Vec::new(),
             backlog: VecDeque::new(),
+            outgoing: VecDeque::new(),
             accepting: true,
             closed_tokens: Vec::new(),
             woken: Arc::new(AtomicBool::new(false)),
@@ -166,6 +173,18 @@ impl SimNet {
             net: Rc::clone(&self.0),
             index,
         }
+    }
+
+    /// The far end of the next connection that the server has made; `capacity` is as for
+    /// [`connect`](Self::connect).
+    pub fn accept(&self, capacity: usize) -> Option<SimClient> {
+        let mut net = self.0.borrow_mut();
+        let index = net.outgoing.pop_front()?;
+        net.pipes[index].capacity = capacity;
+        Some(SimClient {
+            net: Rc::clone(&self.0),
+            index,
+        })
     }
 
     /// Lets time pass.
@@ -300,7 +319,10 @@ impl Net {
                 break;
             }
             let index = self.backlog.pop_front().expect("it is not empty");
-            events.push(Event::Accepted(index));
+            events.push(Event::Accepted {
+                socket: index,
+                listener: 0,
+            });
         }
         for &index in &self.active {
             let pipe = &mut self.pipes[index];
@@ -352,6 +374,8 @@ impl Net {
 impl Backend for SimBackend {
     type Socket = usize;
 
+    const NO_SOCKET: usize = usize::MAX;
+
     const RECV_BATCH: usize = 4;
 
     fn now(&self) -> Duration {
@@ -377,6 +401,20 @@ impl Backend for SimBackend {
 
     fn resume_accept(&mut self) {
         self.0.borrow_mut().accepting = true;
+    }
+
+    fn connect(&mut self, _target: &Target) -> io::Result<usize> {
+        let mut net = self.0.borrow_mut();
+        let index = net.pipes.len();
+        // Until it is accepted the network takes nothing.
+        net.pipes.push(Pipe::default());
+        let fault = net.faults.connect;
+        if net.chance.once_in(fault) {
+            net.pipes[index].reset = true;
+        } else {
+            net.outgoing.push_back(index);
+        }
+        Ok(index)
     }
 
     fn register(&mut self, socket: usize, token: Token) -> io::Result<()> {
@@ -422,6 +460,9 @@ impl Backend for SimBackend {
     }
 
     fn close(&mut self, socket: usize, token: Option<Token>) {
+        if socket == Self::NO_SOCKET {
+            return;
+        }
         let mut net = self.0.borrow_mut();
         let pipe = &mut net.pipes[socket];
         assert!(!pipe.server_closed, "closed twice");

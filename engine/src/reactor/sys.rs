@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
 use socket2::SockRef;
+use socket2::Socket;
 
 use super::PeerAddr;
 
@@ -81,6 +82,43 @@ pub(super) fn peer_addr(fd: RawFd) -> io::Result<PeerAddr> {
 pub(super) fn shutdown_write(fd: RawFd) {
     // SAFETY: a call without pointers; a bad descriptor is an error that is of no interest.
     unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+}
+
+/// Lets `bind` take an address without a port (`IP_BIND_ADDRESS_NO_PORT`, ip(7)).
+#[cfg(target_os = "linux")]
+pub(super) fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    set_ip_option(socket, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// Elsewhere `bind` chooses the port.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn set_bind_address_no_port(_socket: &Socket) -> io::Result<()> {
+    Ok(())
+}
+
+/// Limits which ports the kernel chooses from (`IP_LOCAL_PORT_RANGE`, ip(7); Linux 6.3).
+#[cfg(target_os = "linux")]
+pub(super) fn set_local_port_range(socket: &Socket, first: u16, last: u16) -> io::Result<()> {
+    const IP_LOCAL_PORT_RANGE: i32 = 51;
+    let range = u32::from(last) << 16 | u32::from(first);
+    set_ip_option(socket, IP_LOCAL_PORT_RANGE, range)
+}
+
+/// There is no such option here.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn set_local_port_range(_socket: &Socket, _first: u16, _last: u16) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(target_os = "linux")]
+fn set_ip_option(socket: &Socket, option: i32, value: u32) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let len = size_of::<u32>() as libc::socklen_t;
+    let value = (&raw const value).cast();
+    // SAFETY: four bytes are readable at `value` until the call returns.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, option, value, len) };
+    check(result as isize).map(|_| ())
 }
 
 /// Closes a descriptor that its caller owns.

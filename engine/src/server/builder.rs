@@ -4,6 +4,7 @@ use std::str::FromStr;
 use crate::config::Limits;
 use crate::config::OriginPolicy;
 use crate::conn::Closed;
+use crate::conn::Env;
 use crate::error::ConfigError;
 use crate::error::Error;
 use crate::error::Result;
@@ -14,9 +15,11 @@ use crate::protocol::Message;
 use crate::reactor;
 use crate::reactor::listen::Address;
 use crate::reactor::listen::Listener;
+use crate::tls::ServerTls;
 use crate::worker::Context;
 use crate::worker::Handler;
 
+use super::Engine;
 use super::Server;
 use super::closures::Closures;
 use super::closures::Factory;
@@ -72,7 +75,9 @@ pub(super) struct Settings {
     pub(super) backend: BackendChoice,
     pub(super) connections_max: Option<usize>,
     pub(super) direct_descriptors: Option<bool>,
-    addresses: Vec<std::result::Result<Address, String>>,
+    /// By listener, once they are bound.
+    pub(super) tls: Vec<Option<ServerTls>>,
+    addresses: Vec<(std::result::Result<Address, String>, Option<ServerTls>)>,
 }
 
 /// Settings and handler of a server to be.
@@ -199,14 +204,9 @@ impl Settings {
         if threads == 0 || threads > THREADS_MAX {
             return Err(ConfigError::Threads(threads));
         }
-        match &self.addresses[..] {
-            [] => return Err(ConfigError::Address(String::new())),
-            addresses => {
-                for address in addresses {
-                    if let Err(text) = address {
-                        return Err(ConfigError::Address(text.clone()));
-                    }
-                }
+        for (address, _) in &self.addresses {
+            if let Err(text) = address {
+                return Err(ConfigError::Address(text.clone()));
             }
         }
         let is_bad = |name: &&String| !http1::is_token(name.as_bytes());
@@ -222,6 +222,17 @@ impl Settings {
         }
     }
 
+    /// What the connections of a thread share.
+    pub(super) fn env(&self) -> Result<Env> {
+        let mut seed = [0; 32];
+        let no_seed = |error: getrandom::Error| Error::io("get random bytes")(error.into());
+        getrandom::fill(&mut seed).map_err(no_seed)?;
+        let (limits, subprotocols) = (self.limits.clone(), self.subprotocols.clone());
+        let mut env = Env::new(limits, subprotocols, self.origins, seed);
+        env.tls.clone_from(&self.tls);
+        Ok(env)
+    }
+
     pub(super) fn threads(&self) -> usize {
         self.threads.unwrap_or_else(reactor::allowed_cpus)
     }
@@ -230,7 +241,16 @@ impl Settings {
 impl<M: MakeHandler> Builder<M> {
     /// Listens here as well; a bad address is reported by [`bind`](Self::bind).
     pub fn listen(mut self, address: impl IntoAddress) -> Self {
-        self.settings.addresses.push(address.into_address());
+        self.settings.addresses.push((address.into_address(), None));
+        self
+    }
+
+    /// Listens here as well, with TLS (`wss`); a bad address is reported by
+    /// [`bind`](Self::bind).
+    #[cfg(feature = "tls")]
+    pub fn listen_tls(mut self, address: impl IntoAddress, tls: &ServerTls) -> Self {
+        let address = (address.into_address(), Some(tls.clone()));
+        self.settings.addresses.push(address);
         self
     }
 
@@ -293,10 +313,37 @@ impl<M: MakeHandler> Builder<M> {
     ///
     /// # Errors
     /// A setting that makes no sense, or an address that cannot be listened on.
-    pub fn bind(mut self, address: impl IntoAddress) -> Result<Server<M>> {
-        self.settings.addresses.push(address.into_address());
+    pub fn bind(self, address: impl IntoAddress) -> Result<Server<M>> {
+        self.listen(address).bind_all()
+    }
+
+    /// As [`bind`](Self::bind), with TLS (`wss`) on this address.
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind).
+    #[cfg(feature = "tls")]
+    pub fn bind_tls(self, address: impl IntoAddress, tls: &ServerTls) -> Result<Server<M>> {
+        self.listen_tls(address, tls).bind_all()
+    }
+
+    /// An engine for this thread, which its owner turns. It listens where
+    /// [`listen`](Self::listen) has said, or nowhere; [`threads`](Self::threads) says nothing
+    /// to it.
+    ///
+    /// # Errors
+    /// A setting that makes no sense, an address that cannot be listened on, or a backend that
+    /// cannot be set up.
+    pub fn engine(self) -> Result<Engine<M::Handler>> {
+        Engine::start(self.threads(1).bind_all()?)
+    }
+
+    fn bind_all(mut self) -> Result<Server<M>> {
         self.settings.validate()?;
-        let addresses: Vec<Address> = self.settings.addresses.drain(..).flatten().collect();
+        let mut addresses = Vec::new();
+        for (address, tls) in self.settings.addresses.drain(..) {
+            addresses.extend(address);
+            self.settings.tls.push(tls);
+        }
         let threads = self.settings.threads();
         let mut listeners: Vec<Vec<Listener>> = (0..threads).map(|_| Vec::new()).collect();
         let mut bound = Vec::new();

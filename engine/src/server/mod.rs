@@ -3,22 +3,21 @@
 
 mod builder;
 mod closures;
+mod engine;
 
 pub use builder::BackendChoice;
 pub use builder::Builder;
 pub use builder::IntoAddress;
 pub use builder::NewBuilder;
 pub use closures::MakeHandler;
+pub use engine::Engine;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
 use std::thread::JoinHandle;
 
-use crate::conn::Env;
 use crate::error::Error;
 use crate::error::Result;
 use crate::reactor;
@@ -81,10 +80,7 @@ impl<M: MakeHandler> Server<M> {
         log::info!("{description}");
         let threads = self.listeners.len();
         let remote = Remote::new(threads);
-        let shared = Arc::new(Shared {
-            connections: AtomicUsize::new(0),
-            connections_max: self.settings.connections_max.unwrap_or(usize::MAX),
-        });
+        let shared = Arc::new(Shared::new(self.settings.connections_max));
         let make = Arc::new(self.make);
         let settings = Arc::new(self.settings);
         let (started, starts) = mpsc::channel();
@@ -225,12 +221,13 @@ impl<M: MakeHandler> Start<M> {
                 return Ok(());
             }
         };
-        let settings = &self.settings;
-        let env = Env::new(
-            settings.limits.clone(),
-            settings.subprotocols.clone(),
-            settings.origins,
-        );
+        let env = match self.settings.env() {
+            Ok(env) => env,
+            Err(error) => {
+                let _ = self.started.send(Err(error));
+                return Ok(());
+            }
+        };
         let spin = Spin::new(self.remote.workers(), reactor::allowed_cpus());
         let worker: Worker<B, M::Handler> = Worker::new(
             backend,
@@ -280,7 +277,7 @@ impl Handle {
 
     /// Connections at this moment, in whatever phase.
     pub fn connections(&self) -> usize {
-        self.shared.connections.load(Ordering::Relaxed)
+        self.shared.connections()
     }
 
     /// Reaches the connections.

@@ -1,5 +1,6 @@
 //! From a connection to the handler.
 
+use std::collections::VecDeque;
 use std::io;
 use std::slice;
 
@@ -9,6 +10,7 @@ use crate::conn::Closed;
 use crate::conn::Output;
 use crate::conn::Sink;
 use crate::conn::Upgrade;
+use crate::connect::Connect;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::protocol::Message;
@@ -25,10 +27,11 @@ use super::Remote;
 use super::handler::Wire;
 
 /// Where one connection delivers during one call.
-pub(super) struct Delivery<'a, B: Backend, H> {
+pub(super) struct Delivery<'a, B: Backend, H: Handler> {
     pub(super) handler: &'a mut H,
     pub(super) wire: SocketWire<'a, B>,
     pub(super) remote: &'a Remote,
+    pub(super) connects: &'a mut VecDeque<(Connect, H::Data)>,
     pub(super) id: ConnId,
 }
 
@@ -72,6 +75,7 @@ impl<B: Backend, H: Handler> Delivery<'_, B, H> {
             output,
             wire: &mut self.wire,
             remote: self.remote,
+            connects: self.connects,
             id: self.id,
         };
         (self.handler, context)

@@ -1,5 +1,6 @@
 //! The user's side: callbacks, and what they get.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 
@@ -9,11 +10,14 @@ use crate::conn::Closed;
 use crate::conn::Output;
 use crate::conn::SendResult;
 use crate::conn::Upgrade;
+use crate::connect::Connect;
+use crate::error::ConfigError;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
 use crate::protocol::Message;
+use crate::protocol::Role;
 use crate::protocol::handshake::UpgradeRequest;
 use crate::reactor::PeerAddr;
 use crate::slab::Key;
@@ -61,6 +65,12 @@ pub trait Handler {
         upgrade_required()
     }
 
+    /// The data of a connection that [`Remote::connect`] asks for.
+    fn on_connect(&mut self, connect: &Connect) -> Self::Data {
+        let _ = connect;
+        Self::Data::default()
+    }
+
     /// The connection is open: the first callback of it.
     fn on_open(&mut self, conn: &mut Context<'_, Self::Data>) {
         let _ = conn;
@@ -86,7 +96,9 @@ pub trait Handler {
         let _ = conn;
     }
 
-    /// The connection is over: the last callback of it. Nothing can be sent.
+    /// The connection is over: the last callback of it. Nothing can be sent. For a connection
+    /// that this endpoint has asked for and that did not open it is the only one
+    /// ([`CloseCause::NotOpened`](crate::CloseCause::NotOpened)).
     fn on_close(&mut self, conn: &mut Context<'_, Self::Data>, closed: &Closed<'_>) {
         let _ = (conn, closed);
     }
@@ -109,6 +121,7 @@ pub struct Context<'a, D> {
     pub(super) output: Output<'a, D>,
     pub(super) wire: &'a mut dyn Wire,
     pub(super) remote: &'a Remote,
+    pub(super) connects: &'a mut VecDeque<(Connect, D)>,
     pub(super) id: ConnId,
 }
 
@@ -170,6 +183,33 @@ impl<D> Context<'_, D> {
     /// Reaches all connections of the server, this one included.
     pub fn remote(&self) -> &Remote {
         self.remote
+    }
+
+    /// Makes a connection on this thread, after this callback: the same callbacks, limits and
+    /// time-outs as of accepted ones, and masked frames. `data` is the connection's until the
+    /// end of its `on_close`, which also says if it did not open.
+    ///
+    /// # Errors
+    /// What is asked for makes no sense: a host that has not been looked up
+    /// ([`Connect::resolve`]), a header that cannot be sent, TLS settings. `on_close` is not
+    /// called.
+    pub fn connect(&mut self, connect: Connect, data: D) -> Result<(), ConfigError> {
+        connect.validate()?;
+        self.connects.push_back((connect, data));
+        Ok(())
+    }
+
+    /// Which end of the connection this is: a client where it was made by [`Context::connect`],
+    /// `Engine::connect` or [`Remote::connect`].
+    pub fn role(&self) -> Role {
+        self.output.role()
+    }
+
+    /// What the two ends of a TLS connection have agreed, and the client's certificate if it
+    /// was asked for one; none without TLS.
+    #[cfg(feature = "tls")]
+    pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
+        self.output.tls()
     }
 
     /// The other end, as the kernel has it: a proxy, if there is one. Takes a system call.

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use bytes::BytesMut;
 use crossbeam_queue::SegQueue;
 
+use crate::connect::Connect;
+use crate::error::ConfigError;
 use crate::protocol::CloseCode;
 use crate::protocol::FrameHeader;
 use crate::protocol::Message;
@@ -30,6 +32,8 @@ pub(super) enum Command {
     Broadcast(Bytes),
     /// The closing handshake with one connection.
     Close(Key, CloseCode, Box<str>),
+    /// A new connection.
+    Connect(Box<Connect>),
     /// The closing handshake with all, and the end of the worker.
     Shutdown,
 }
@@ -129,6 +133,20 @@ impl Mailbox {
 #[derive(Clone, Debug)]
 pub struct Remote {
     mailboxes: Arc<[Mailbox]>,
+    /// Whose turn it is to connect.
+    turn: Arc<AtomicUsize>,
+}
+
+/// Why a connection is not made.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// What is asked for.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The server.
+    #[error(transparent)]
+    Post(#[from] PostError),
 }
 
 impl Remote {
@@ -136,6 +154,7 @@ impl Remote {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
+            turn: Arc::default(),
         }
     }
 
@@ -182,6 +201,20 @@ impl Remote {
     /// The command was not taken.
     pub fn close(&self, id: ConnId, code: CloseCode, reason: &str) -> Result<(), PostError> {
         self.post(id, Command::Close(id.key, code, reason.into()))
+    }
+
+    /// Makes a connection on one of the server's threads, in turn; the handler gives it its
+    /// data in [`Handler::on_connect`](crate::Handler::on_connect), and its `on_close` also
+    /// says if it did not open.
+    ///
+    /// # Errors
+    /// What is asked for makes no sense, or was not taken.
+    pub fn connect(&self, connect: Connect) -> Result<(), ConnectError> {
+        connect.validate()?;
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mailbox = &self.mailboxes[turn % self.mailboxes.len()];
+        mailbox.post(Command::Connect(Box::new(connect)), MAILBOX_LEN_MAX)?;
+        Ok(())
     }
 
     /// Asks every worker to end.

@@ -17,6 +17,7 @@ pub use handler::ConnId;
 pub use handler::Context;
 pub use handler::Handler;
 pub(crate) use handler::upgrade_required;
+pub use mailbox::ConnectError;
 #[cfg(feature = "testkit")]
 pub use mailbox::MAILBOX_LEN_MAX;
 pub use mailbox::PostError;
@@ -40,6 +41,8 @@ use crate::conn::Deadline;
 use crate::conn::Env;
 use crate::conn::HEADROOM;
 use crate::conn::Step;
+use crate::connect::Connect;
+use crate::error::ConfigError;
 use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
 use crate::reactor;
@@ -54,6 +57,7 @@ use crate::slab::Key;
 use crate::slab::Slab;
 use crate::timer::Deadlines;
 use crate::timer::ticks;
+use crate::tls::Session;
 
 use delivery::Delivery;
 use delivery::SocketWire;
@@ -86,9 +90,39 @@ const SLEEP_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Shared {
     /// Connections of all workers.
-    pub connections: AtomicUsize,
+    connections: AtomicUsize,
     /// The most of them.
-    pub connections_max: usize,
+    connections_max: usize,
+}
+
+impl Shared {
+    /// No connections, and the most that there may be.
+    pub fn new(connections_max: Option<usize>) -> Self {
+        Self {
+            connections: AtomicUsize::new(0),
+            connections_max: connections_max.unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Counts one more connection, if there may be one.
+    fn claim(&self) -> bool {
+        let others = self.connections.fetch_add(1, Ordering::Relaxed);
+        let free = others < self.connections_max;
+        if !free {
+            self.release();
+        }
+        free
+    }
+
+    /// Counts one connection less.
+    fn release(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Connections of all workers.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
 }
 
 /// What a worker has seen, for tests and metrics.
@@ -118,7 +152,7 @@ struct Slot<S, D> {
     writable_armed: bool,
 }
 
-/// One thread's server.
+/// One thread's engine.
 pub struct Worker<B: Backend, H: Handler> {
     backend: B,
     handler: H,
@@ -135,6 +169,8 @@ pub struct Worker<B: Backend, H: Handler> {
     silent: Vec<u32>,
     stalled: Vec<u32>,
     broadcasts: Vec<Bytes>,
+    /// Connections that callbacks have asked for.
+    connects: VecDeque<(Connect, H::Data)>,
     buffer: Box<[u8]>,
     number: u16,
     remote: Remote,
@@ -149,7 +185,7 @@ pub struct Worker<B: Backend, H: Handler> {
 }
 
 impl<B: Backend, H: Handler> Worker<B, H> {
-    /// A worker that has accepted nothing yet.
+    /// A worker without connections.
     pub fn new(
         backend: B,
         handler: H,
@@ -176,6 +212,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             silent: Vec::new(),
             stalled: Vec::new(),
             broadcasts: Vec::new(),
+            connects: VecDeque::new(),
             buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),
             number,
             remote,
@@ -219,8 +256,15 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.receive();
         self.expire();
         self.take_mailbox();
+        self.make_connections();
         self.flush();
         Ok(())
+    }
+
+    /// Hands the kernel what the last turn has left for the next one: closes among them.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub fn submit(&mut self) {
+        self.backend.submit();
     }
 
     /// What the worker has seen.
@@ -249,14 +293,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     /// The user's handler.
-    #[cfg(feature = "testkit")]
     pub fn handler_mut(&mut self) -> &mut H {
         &mut self.handler
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let mailbox = self.remote.mailbox(self.number);
-        let busy = !self.ready.is_empty() || !self.touched.is_empty() || !mailbox.is_empty();
+        let begun = !self.ready.is_empty() || !self.touched.is_empty();
+        let busy = begun || !self.connects.is_empty() || !mailbox.is_empty();
         if busy || timeout == Some(Duration::ZERO) {
             return self.backend.wait(Some(Duration::ZERO), &mut self.events);
         }
@@ -300,7 +344,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let mut events = mem::take(&mut self.events);
         for event in events.drain(..) {
             match event {
-                Event::Accepted(socket) => self.accept(socket),
+                Event::Accepted { socket, listener } => self.accept(socket, listener),
                 Event::AcceptFailed(error) => {
                     log::warn!("accepting rests: {error}");
                     self.rest_accepting();
@@ -347,24 +391,21 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
     }
 
-    fn accept(&mut self, socket: B::Socket) {
+    fn accept(&mut self, socket: B::Socket, listener: usize) {
         self.counters.accepted += 1;
-        let shared = &self.shared;
-        let connections = shared.connections.fetch_add(1, Ordering::Relaxed);
-        if connections >= shared.connections_max || self.stop_at.is_some() {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-            self.counters.refused += 1;
-            return self.backend.close(socket, None);
-        }
-        let key = self.conns.insert(Slot {
-            socket,
-            conn: Conn::new(&self.env),
-            ready: false,
-            hangup: false,
-            large: false,
-            touched: false,
-            writable_armed: false,
-        });
+        let tls = match self.env.tls.get(listener) {
+            Some(Some(tls)) => Session::server(tls).map(Some),
+            _ => Ok(None),
+        };
+        let tls = match tls {
+            Ok(tls) if self.stop_at.is_none() && self.shared.claim() => tls,
+            Ok(_) => return self.refuse(socket),
+            Err(error) => {
+                log::warn!("a connection is refused: {error}");
+                return self.refuse(socket);
+            }
+        };
+        let key = self.add(socket, Conn::accept(tls, &self.env));
         match self.backend.register(socket, Token::new(key)) {
             Ok(()) => self.after(key, false),
             Err(error) => {
@@ -372,6 +413,84 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 self.counters.refused += 1;
                 self.rest_accepting();
                 self.lose(key, error);
+            }
+        }
+    }
+
+    fn refuse(&mut self, socket: B::Socket) {
+        self.counters.refused += 1;
+        self.backend.close(socket, None);
+    }
+
+    fn add(&mut self, socket: B::Socket, conn: Conn<H::Data>) -> Key {
+        self.conns.insert(Slot {
+            socket,
+            conn,
+            ready: false,
+            hangup: false,
+            large: false,
+            touched: false,
+            writable_armed: false,
+        })
+    }
+
+    /// Makes a connection, whose end, or whose failure to begin, `on_close` reports.
+    ///
+    /// # Errors
+    /// What is asked for makes no sense; `on_close` is not called.
+    pub fn connect(&mut self, connect: &Connect, data: H::Data) -> Result<ConnId, ConfigError> {
+        let target = connect.target()?;
+        let handshake = connect.handshake(&mut self.env.random)?;
+        let tls = connect.session(&mut self.env.pool)?;
+        let conn = Conn::connect(handshake, data, tls, &mut self.env);
+        let made = if self.stop_at.is_some() {
+            Err(io::Error::other("the engine is shutting down"))
+        } else if self.shared.connections() >= self.shared.connections_max {
+            let text = "there are as many connections as there may be";
+            Err(io::Error::other(text))
+        } else {
+            self.backend.connect(&target)
+        };
+        // Counted even if it could not be made, until its `on_close`.
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        let (socket, error) = match made {
+            Ok(socket) => (socket, None),
+            Err(error) => (B::NO_SOCKET, Some(error)),
+        };
+        let key = self.add(socket, conn);
+        if let Some(slot) = self.conns.get_mut(key) {
+            slot.writable_armed = true;
+        }
+        let token = Token::new(key);
+        let registered = match error {
+            Some(error) => Err(error),
+            None => self.backend.register(socket, token),
+        };
+        match registered {
+            Ok(()) => {
+                // It is writable when it is connected.
+                self.backend.arm_writable(socket, token);
+                self.after(key, false);
+            }
+            Err(error) => self.lose(key, error),
+        }
+        Ok(self.id(key))
+    }
+
+    fn id(&self, key: Key) -> ConnId {
+        ConnId {
+            worker: self.number,
+            key,
+        }
+    }
+
+    /// Makes the connections that callbacks have asked for.
+    fn make_connections(&mut self) {
+        while let Some((connect, data)) = self.connects.pop_front() {
+            // What could be wrong with it was found when it was asked for; what was not is
+            // reported here.
+            if let Err(error) = self.connect(&connect, data) {
+                log::error!("cannot connect to {connect}: {error}");
             }
         }
     }
@@ -498,6 +617,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 socket: slot.socket,
             },
             remote: &self.remote,
+            connects: &mut self.connects,
             id: ConnId {
                 worker: self.number,
                 key,
@@ -553,7 +673,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             Deadline::Set(ticks) => self.silence.set(key.index, ticks),
             Deadline::Clear => self.silence.clear(key.index),
         }
-        if slot.conn.sendable().is_some() {
+        if slot.conn.has_output() {
             if !mem::replace(&mut slot.touched, true) {
                 self.touched.push(key);
             }
@@ -573,9 +693,11 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         };
         match slot.conn.next_step() {
             Step::Continue => {}
-            Step::ShutdownWrite => {
-                self.backend.shutdown_write(slot.socket);
-                slot.conn.handle_shutdown();
+            step @ (Step::ShutdownWrite | Step::AwaitEnd) => {
+                if step == Step::ShutdownWrite {
+                    self.backend.shutdown_write(slot.socket);
+                }
+                slot.conn.handle_output_end();
                 if let Deadline::Set(ticks) = slot.conn.deadline(false, &self.env) {
                     self.silence.set(key.index, ticks);
                 }
@@ -588,12 +710,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let Some(slot) = self.conns.remove(key) else {
             return;
         };
-        debug_assert!(!slot.conn.is_opened(), "on_close was not called");
+        debug_assert!(!slot.conn.owes_close(), "on_close was not called");
         slot.conn.release(&mut self.env);
         self.backend.close(slot.socket, Some(Token::new(key)));
         self.silence.clear(key.index);
         self.stall.clear(key.index);
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shared.release();
         // What accepting waited for may be there again.
         if self.accept_at.is_some() {
             self.accept_at = Some(self.now);
@@ -658,6 +780,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     let frame = CloseFrame::new(code, &reason);
                     self.deliver(key, |conn, env, _| conn.begin_close(&frame, false, env));
                     self.after(key, false);
+                }
+                Command::Connect(connect) => {
+                    let data = self.handler.on_connect(&connect);
+                    self.connects.push_back((*connect, data));
                 }
                 Command::Shutdown => self.shut_down(),
                 Command::Broadcast(_) => {}
@@ -731,8 +857,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let mut batch: ArrayVec<Key, SEND_BATCH> = ArrayVec::new();
         let mut ops: ArrayVec<SendOp<'_, B::Socket>, SEND_BATCH> = ArrayVec::new();
         for &key in keys {
-            if let Some(slot) = self.conns.get_mut(key) {
-                slot.touched = false;
+            let Some(slot) = self.conns.get_mut(key) else {
+                continue;
+            };
+            slot.touched = false;
+            if let Err(error) = slot.conn.seal(&mut self.env) {
+                self.lose(key, error);
             }
         }
         for &key in keys {

@@ -3,16 +3,20 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+pub mod certificates;
+
 use std::cell::RefCell;
 use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
+use std::net::TcpListener;
 use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::OnceLock;
+use std::sync::mpsc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -20,6 +24,7 @@ use sockeye::BackendChoice;
 use sockeye::CloseCause;
 use sockeye::Closed;
 use sockeye::ConnId;
+use sockeye::Connect;
 use sockeye::Context;
 use sockeye::Handle;
 use sockeye::Handler;
@@ -34,6 +39,7 @@ use sockeye::Server;
 use sockeye::Timeout;
 use sockeye::Upgrade;
 use sockeye::UpgradeRequest;
+use sockeye::client;
 use sockeye::protocol::FrameHeader;
 use sockeye::protocol::Opcode;
 use sockeye::testkit::Faults;
@@ -104,6 +110,7 @@ pub enum Why {
     TimedOut(Timeout),
     Panicked,
     Terminated,
+    NotOpened,
 }
 
 impl Ended {
@@ -119,6 +126,10 @@ impl Ended {
             CloseCause::TimedOut(timeout) => Why::TimedOut(*timeout),
             CloseCause::Panicked => Why::Panicked,
             CloseCause::Terminated => Why::Terminated,
+            CloseCause::NotOpened(error) => {
+                reason_text = error.to_string();
+                Why::NotOpened
+            }
             other => panic!("unknown cause {other:?}"),
         };
         Self {
@@ -305,6 +316,12 @@ pub enum World {
     Poll,
     /// With short reads and writes, late and spurious readiness.
     Sim,
+    UringTls,
+    PollTls,
+    SimTls,
+    /// The blocking client, which only dials.
+    Blocking,
+    BlockingTls,
 }
 
 #[derive(Clone, Default)]
@@ -316,14 +333,32 @@ pub struct Settings {
     pub threads: Option<usize>,
 }
 
-pub enum Running {
-    Live(Option<Handle>, Log),
-    Sim(Rc<RefCell<SimServer<Probe>>>, Log),
+pub struct Running {
+    pub place: Place,
+    log: Log,
+    tls: bool,
+    /// How blocking clients ended.
+    pub failures: Option<mpsc::Receiver<client::Error>>,
+    /// Where the connections arrive that are made here.
+    listener: Option<TcpListener>,
+}
+
+pub enum Place {
+    Blocking(Settings, mpsc::Sender<client::Error>),
+    Live(Option<Handle>),
+    Sim(Rc<RefCell<SimServer<Probe>>>),
 }
 
 impl World {
     pub fn is_sim(self) -> bool {
-        self == Self::Sim
+        matches!(self, Self::Sim | Self::SimTls)
+    }
+
+    pub fn is_tls(self) -> bool {
+        matches!(
+            self,
+            Self::UringTls | Self::PollTls | Self::SimTls | Self::BlockingTls
+        )
     }
 
     pub fn start(self, probe: Probe) -> Running {
@@ -332,8 +367,20 @@ impl World {
 
     pub fn start_with(self, settings: Settings, probe: Probe) -> Running {
         let log = probe.log.clone();
-        if self == Self::Sim {
+        if self.is_blocking() {
+            let (failed, failures) = mpsc::channel();
+            return Running {
+                place: Place::Blocking(settings, failed),
+                log,
+                tls: self.is_tls(),
+                failures: Some(failures),
+                listener: None,
+            };
+        }
+        let tls = self.is_tls().then(certificates::server_tls);
+        if self.is_sim() {
             let settings = SimSettings {
+                tls: tls.cloned(),
                 limits: settings.limits,
                 subprotocols: settings.subprotocols,
                 origins: settings.origins,
@@ -343,11 +390,18 @@ impl World {
                     reset: 0,
                     register: 0,
                     accept: 0,
+                    connect: 0,
                     ..Faults::all()
                 },
             };
             let server = SimServer::new(settings, probe);
-            return Running::Sim(Rc::new(RefCell::new(server)), log);
+            return Running {
+                place: Place::Sim(Rc::new(RefCell::new(server))),
+                log,
+                tls: self.is_tls(),
+                failures: None,
+                listener: None,
+            };
         }
         let mut builder = Server::builder()
             .handler(move |_| probe.clone())
@@ -357,65 +411,152 @@ impl World {
             .threads(settings.threads.unwrap_or(1))
             .direct_descriptors(self == Self::UringDirect)
             .backend(match self {
-                Self::Poll => BackendChoice::Poll,
+                Self::Poll | Self::PollTls => BackendChoice::Poll,
                 _ => BackendChoice::Uring,
             });
         if let Some(connections) = settings.connections_max {
             builder = builder.connections_max(connections);
         }
-        let server = builder.bind("127.0.0.1:0").unwrap().spawn().unwrap();
-        Running::Live(Some(server), log)
+        let server = match tls {
+            Some(tls) => builder.bind_tls("127.0.0.1:0", tls),
+            None => builder.bind("127.0.0.1:0"),
+        };
+        Running {
+            place: Place::Live(Some(server.unwrap().spawn().unwrap())),
+            log,
+            tls: self.is_tls(),
+            failures: None,
+            listener: Some(TcpListener::bind("127.0.0.1:0").unwrap()),
+        }
+    }
+
+    pub fn is_blocking(self) -> bool {
+        matches!(self, Self::Blocking | Self::BlockingTls)
     }
 }
 
 impl Running {
     pub fn log(&self) -> &Log {
-        match self {
-            Self::Live(_, log) | Self::Sim(_, log) => log,
-        }
+        &self.log
     }
 
     pub fn handle(&self) -> &Handle {
-        match self {
-            Self::Live(handle, _) => handle.as_ref().unwrap(),
-            Self::Sim(..) => panic!("a simulated server has no handle"),
+        match &self.place {
+            Place::Live(handle) => handle.as_ref().unwrap(),
+            _ => panic!("no handle"),
         }
     }
 
     pub fn remote(&self) -> Remote {
-        match self {
-            Self::Live(handle, _) => handle.as_ref().unwrap().remote().clone(),
-            Self::Sim(server, _) => server.borrow().remote().clone(),
+        match &self.place {
+            Place::Blocking(..) => panic!("no remote"),
+            Place::Live(handle) => handle.as_ref().unwrap().remote().clone(),
+            Place::Sim(server) => server.borrow().remote().clone(),
         }
     }
 
-    /// A connection with nothing sent yet.
+    /// Asks the server to end, and does not wait.
+    pub fn begin_stop(&self) {
+        match &self.place {
+            Place::Blocking(..) => {}
+            Place::Live(handle) => handle.as_ref().unwrap().shutdown(),
+            Place::Sim(server) => server.borrow_mut().shut_down(),
+        }
+    }
+
+    /// A connection with nothing sent yet, but for TLS.
     pub fn connect(&self) -> Link {
         self.connect_with_room(1 << 20)
     }
 
+    /// A connection with nothing sent yet, and no TLS whether the server wants it or not.
+    pub fn connect_raw(&self) -> Link {
+        self.connect_as(1 << 20, false)
+    }
+
+    /// A connection whose every byte is received alone, those of TLS included.
+    pub fn connect_dribbling(&self) -> Link {
+        let raw = self.connect_raw();
+        let tls = certificates::client_session("localhost").into();
+        Link::new_as(raw.into_end(), Some(tls), false, true)
+    }
+
     /// On the simulated network: one that holds so many bytes that the client has not read.
     pub fn connect_with_room(&self, room: usize) -> Link {
-        match self {
-            Self::Live(handle, _) => {
+        self.connect_as(room, self.tls)
+    }
+
+    fn connect_as(&self, room: usize, tls: bool) -> Link {
+        match &self.place {
+            Place::Blocking(..) => panic!("a client does not listen"),
+            Place::Live(handle) => {
                 let address = handle.as_ref().unwrap().local_addr().ip().unwrap();
                 let stream = TcpStream::connect(address).unwrap();
                 stream.set_nodelay(true).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 stream.set_write_timeout(Some(PATIENCE)).unwrap();
-                Link {
-                    end: End::Live(stream),
-                    received: Vec::new(),
-                }
+                Link::new(End::Live(stream), tls)
             }
-            Self::Sim(server, _) => {
+            Place::Sim(server) => {
                 let client = server.borrow().net().connect(room);
-                Link {
-                    end: End::Sim(client, Rc::clone(server)),
-                    received: Vec::new(),
-                }
+                Link::new(End::Sim(client, Rc::clone(server)), tls)
             }
         }
+    }
+
+    /// Makes a connection, as a client that echoes, and accepts it: the server's end, TLS
+    /// included, with the request to be read.
+    pub fn dial(&self) -> Link {
+        self.dial_with(1 << 20, |connect| connect)
+    }
+
+    /// As [`dial`](Self::dial), with a request of another kind, and so much room on a simulated
+    /// network.
+    pub fn dial_with(&self, room: usize, change: impl FnOnce(Connect) -> Connect) -> Link {
+        let scheme = if self.tls { "wss" } else { "ws" };
+        let connect = |port: u16| {
+            let connect = Connect::new(&format!("{scheme}://localhost:{port}/")).unwrap();
+            let connect = connect.address(([127, 0, 0, 1], port).into());
+            change(connect.tls(certificates::client_tls().clone()))
+        };
+        let end = match &self.place {
+            Place::Sim(server) => {
+                let connect = connect(80);
+                server
+                    .borrow_mut()
+                    .connect(&connect, Data::default())
+                    .unwrap();
+                server.borrow_mut().turn().unwrap();
+                let far = server.borrow().net().accept(room).unwrap();
+                End::Sim(far, Rc::clone(server))
+            }
+            Place::Live(handle) => {
+                let listener = self.listener.as_ref().unwrap();
+                let connect = connect(listener.local_addr().unwrap().port());
+                handle.as_ref().unwrap().remote().connect(connect).unwrap();
+                End::Live(accept(listener))
+            }
+            Place::Blocking(settings, failed) => {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                let connect = connect(listener.local_addr().unwrap().port());
+                let builder = client::Builder::new(connect).limits(settings.limits.clone());
+                let failed = failed.clone();
+                std::thread::spawn(move || failed.send(echo_blocking(builder)));
+                End::Live(accept(&listener))
+            }
+        };
+        let tls = self.tls.then(|| {
+            let config = certificates::server_tls().config();
+            rustls::Connection::from(rustls::ServerConnection::new(config).unwrap())
+        });
+        Link::new_as(end, tls, true, false)
+    }
+
+    /// As [`dial`](Self::dial), with the opening handshake done.
+    pub fn dial_open(&self) -> Link {
+        let mut link = self.dial();
+        link.accept_upgrade("");
+        link
     }
 
     /// An open WebSocket.
@@ -427,11 +568,12 @@ impl Running {
 
     /// Waits until the log fulfils a condition.
     pub fn wait(&self, done: impl Fn(&[Record]) -> bool) {
-        let waited = match self {
-            Self::Live(_, log) => log.wait(&done),
-            Self::Sim(server, log) => (0..20_000).any(|_| {
+        let waited = match &self.place {
+            Place::Blocking(..) => panic!("no handler"),
+            Place::Live(_) => self.log.wait(&done),
+            Place::Sim(server) => (0..20_000).any(|_| {
                 server.borrow_mut().turn().unwrap();
-                done(&log.all())
+                done(&self.log.all())
             }),
         };
         assert!(waited, "waited in vain; the log: {:?}", self.log().all());
@@ -464,15 +606,16 @@ impl Running {
 
     /// Waits until no connection is left.
     pub fn wait_empty(&self) {
-        match self {
-            Self::Live(handle, _) => {
+        match &self.place {
+            Place::Blocking(..) => {}
+            Place::Live(handle) => {
                 let start = Instant::now();
                 while handle.as_ref().unwrap().connections() > 0 {
                     assert!(start.elapsed() < PATIENCE, "connections are left");
                     std::thread::yield_now();
                 }
             }
-            Self::Sim(server, _) => {
+            Place::Sim(server) => {
                 for _ in 0..2_000 {
                     if server.borrow().connections() == 0 {
                         return;
@@ -490,18 +633,18 @@ impl Running {
     /// Lets time pass: virtual time only. On a live server time passes by itself, while the
     /// client waits for what comes of it.
     pub fn pass(&self, time: Duration) {
-        if let Self::Sim(server, _) = self {
+        if let Place::Sim(server) = &self.place {
             server.borrow_mut().pass(time).unwrap();
         }
     }
 
     pub fn is_sim(&self) -> bool {
-        matches!(self, Self::Sim(..))
+        matches!(self.place, Place::Sim(..))
     }
 
     /// Turns of a simulated server; a live one turns by itself.
     pub fn turn(&self, count: usize) {
-        if let Self::Sim(server, _) = self {
+        if let Place::Sim(server) = &self.place {
             for _ in 0..count {
                 server.borrow_mut().turn().unwrap();
             }
@@ -510,14 +653,15 @@ impl Running {
 
     /// Shuts the server down; the live one must end in time.
     pub fn stop(&mut self) {
-        match self {
-            Self::Live(handle, _) => {
+        match &mut self.place {
+            Place::Blocking(..) => {}
+            Place::Live(handle) => {
                 if let Some(handle) = handle.take() {
                     handle.shutdown();
                     handle.join().unwrap();
                 }
             }
-            Self::Sim(server, _) => {
+            Place::Sim(server) => {
                 server.borrow_mut().shut_down();
                 for _ in 0..200 {
                     if server.borrow().is_finished() {
@@ -542,6 +686,49 @@ impl Drop for Running {
     }
 }
 
+/// The answer to a client's request.
+pub fn accept_of(request: &str, headers: &str) -> String {
+    let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap();
+    let key = key.split("\r\n").next().unwrap();
+    let accept = sockeye::protocol::handshake::accept_key(key.as_bytes());
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {}\r\n{headers}\r\n",
+        str::from_utf8(&accept).unwrap()
+    )
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    let stream = listener.accept().unwrap().0;
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Echoes until the connection ends, and says how.
+fn echo_blocking(builder: client::Builder) -> client::Error {
+    let mut ws = match builder.connect() {
+        Ok(ws) => ws,
+        Err(error) => return error,
+    };
+    let mut payload = Vec::new();
+    loop {
+        payload.clear();
+        let written = match ws.read_into(&mut payload) {
+            Ok(true) => ws.write_message(str::from_utf8(&payload).unwrap()),
+            Ok(false) => ws.write_message(&payload),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            // Wait for the server to end the stream, as a client does.
+            let mut stream = ws.into_inner();
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            return error;
+        }
+    }
+}
+
 // The client.
 
 pub enum End {
@@ -552,7 +739,17 @@ pub enum End {
 /// A client's end: sends any bytes, and reads frames.
 pub struct Link {
     pub end: End,
+    pub tls: Option<Box<rustls::Connection>>,
     received: Vec<u8>,
+    /// It is the server's end: it gets masked frames and sends unmasked ones.
+    is_server: bool,
+    /// Masking keys that it got.
+    pub mask_keys: Vec<[u8; 4]>,
+    /// Whole TLS records that it got.
+    pub records: usize,
+    /// The beginning of the next record.
+    record: Vec<u8>,
+    dribbles: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -571,22 +768,95 @@ pub fn request_with(header: &str) -> String {
 }
 
 impl Link {
+    fn new(end: End, tls: bool) -> Self {
+        let tls = tls.then(|| rustls::Connection::from(certificates::client_session("localhost")));
+        Self::new_as(end, tls, false, false)
+    }
+
+    fn new_as(end: End, tls: Option<rustls::Connection>, is_server: bool, dribbles: bool) -> Self {
+        let mut link = Self {
+            end,
+            tls: tls.map(Box::new),
+            received: Vec::new(),
+            is_server,
+            mask_keys: Vec::new(),
+            records: 0,
+            record: Vec::new(),
+            dribbles,
+        };
+        while link.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+            let flight = link.take_sealed();
+            assert!(link.try_send_raw(&flight), "the server took no handshake");
+            if link.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+                assert!(link.fill(), "the server ended the TLS handshake");
+            }
+        }
+        let flight = link.take_sealed();
+        link.try_send_raw(&flight);
+        link
+    }
+
+    fn into_end(self) -> End {
+        let end = match &self.end {
+            End::Live(stream) => End::Live(stream.try_clone().unwrap()),
+            End::Sim(client, server) => End::Sim(client.clone(), Rc::clone(server)),
+        };
+        if let End::Sim(..) = end {
+            // Its drop would end the stream.
+            std::mem::forget(self);
+        }
+        end
+    }
+
+    /// What TLS has to send.
+    fn take_sealed(&mut self) -> Vec<u8> {
+        let mut sealed = Vec::new();
+        if let Some(tls) = &mut self.tls {
+            while tls.wants_write() {
+                tls.write_tls(&mut sealed).unwrap();
+            }
+        }
+        sealed
+    }
+
+    /// The bytes on the wire.
+    pub fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
+        match &mut self.tls {
+            None => bytes.to_vec(),
+            Some(tls) => {
+                tls.set_buffer_limit(None);
+                tls.writer().write_all(bytes).unwrap();
+                self.take_sealed()
+            }
+        }
+    }
+
     pub fn send(&mut self, bytes: &[u8]) {
+        let wire = self.seal(bytes);
         match &mut self.end {
-            End::Live(stream) => stream.write_all(bytes).unwrap(),
-            End::Sim(client, server) => {
-                client.send(bytes);
-                server.borrow_mut().turn().unwrap();
+            End::Live(stream) => stream.write_all(&wire).unwrap(),
+            End::Sim(..) => {
+                self.try_send_raw(&wire);
             }
         }
     }
 
     /// Sends though the server may have closed.
     pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        let wire = self.seal(bytes);
+        self.try_send_raw(&wire)
+    }
+
+    /// Sends these bytes, whether there is TLS or not.
+    pub fn try_send_raw(&mut self, wire: &[u8]) -> bool {
+        if self.dribbles && wire.len() > 1 {
+            return wire.iter().all(|byte| self.try_send_raw(&[*byte]));
+        }
         match &mut self.end {
-            End::Live(stream) => stream.write_all(bytes).is_ok(),
-            End::Sim(..) => {
-                self.send(bytes);
+            End::Live(stream) => stream.write_all(wire).is_ok(),
+            End::Sim(client, server) => {
+                client.send(wire);
+                server.borrow_mut().turn().unwrap();
                 true
             }
         }
@@ -595,32 +865,55 @@ impl Link {
     /// Sends so that each byte is received alone.
     pub fn dribble(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.send(&[*byte]);
+            for byte in self.seal(&[*byte]) {
+                self.try_send_raw(&[byte]);
+            }
+        }
+    }
+
+    /// Takes bytes off the wire.
+    fn take(&mut self, wire: &[u8]) {
+        let Some(tls) = &mut self.tls else {
+            return self.received.extend_from_slice(wire);
+        };
+        self.record.extend_from_slice(wire);
+        while let Some(len) = self.record.get(3..5) {
+            let len = 5 + usize::from(u16::from_be_bytes([len[0], len[1]]));
+            if self.record.len() < len {
+                break;
+            }
+            self.record.drain(..len);
+            self.records += 1;
+        }
+        let mut rest = wire;
+        while !rest.is_empty() {
+            tls.read_tls(&mut rest).unwrap();
+            tls.process_new_packets().unwrap();
+            // The end of the stream is not there yet.
+            let _ = tls.reader().read_to_end(&mut self.received);
         }
     }
 
     /// Reads more; false at the end of the stream.
     fn fill(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
         match &mut self.end {
-            End::Live(stream) => {
-                let mut buffer = [0; 16 * 1024];
-                match stream.read(&mut buffer) {
-                    Ok(0) => false,
-                    Ok(len) => {
-                        self.received.extend_from_slice(&buffer[..len]);
-                        true
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
-                        panic!("reset by the server: what it had sent may be lost")
-                    }
-                    Err(error) => panic!("nothing came: {error}"),
+            End::Live(stream) => match stream.read(&mut buffer) {
+                Ok(0) => false,
+                Ok(len) => {
+                    self.take(&buffer[..len]);
+                    true
                 }
-            }
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                    panic!("reset by the server: what it had sent may be lost")
+                }
+                Err(error) => panic!("nothing came: {error}"),
+            },
             End::Sim(client, server) => {
                 for _ in 0..20_000 {
                     let bytes = client.receive(usize::MAX);
                     if !bytes.is_empty() {
-                        self.received.extend_from_slice(&bytes);
+                        self.take(&bytes);
                         return true;
                     }
                     if client.is_finished() {
@@ -631,6 +924,12 @@ impl Link {
                 panic!("nothing came");
             }
         }
+    }
+
+    /// What comes next, or nothing at the end of the stream.
+    pub fn read_some(&mut self) -> Vec<u8> {
+        self.fill();
+        std::mem::take(&mut self.received)
     }
 
     /// Everything up to the end of the stream.
@@ -663,17 +962,30 @@ impl Link {
         assert!(head.contains(accept), "{head}");
     }
 
+    /// The server's side of the opening handshake; `headers` are lines that the answer has
+    /// besides. Gives the request.
+    pub fn accept_upgrade(&mut self, headers: &str) -> String {
+        let request = self.read_head();
+        let answer = accept_of(&request, headers);
+        self.send(answer.as_bytes());
+        request
+    }
+
     /// The next frame, none at the end of the stream.
     pub fn next_frame(&mut self) -> Option<Received> {
         loop {
             let decoded = FrameHeader::decode(&self.received).expect("a legal frame");
             if let Some((header, header_len)) = decoded {
-                assert_eq!(header.mask_key, None, "a server masked");
+                assert_eq!(header.mask_key.is_some(), self.is_server, "masked or not");
                 assert!(!header.rsv1, "a server compressed without being asked");
                 assert!(header.fin, "a server fragmented");
                 let len = header_len + header.payload_len as usize;
                 if self.received.len() >= len {
-                    let frame: Vec<u8> = self.received.drain(..len).collect();
+                    let mut frame: Vec<u8> = self.received.drain(..len).collect();
+                    if let Some(key) = header.mask_key {
+                        self.mask_keys.push(key);
+                        sockeye::protocol::mask(&mut frame[header_len..], key);
+                    }
                     return Some(Received {
                         opcode: header.opcode,
                         payload: frame[header_len..].to_vec(),
@@ -688,7 +1000,12 @@ impl Link {
     }
 
     pub fn send_frame(&mut self, opcode: Opcode, payload: &[u8]) {
-        self.send(&frame(opcode, payload));
+        let frame = if self.is_server {
+            server_frame(0x80 | opcode as u8, payload)
+        } else {
+            frame(opcode, payload)
+        };
+        self.send(&frame);
     }
 
     pub fn send_text(&mut self, text: &str) {
@@ -707,7 +1024,7 @@ impl Link {
         self.expect(Opcode::Text, text.as_bytes());
     }
 
-    /// A Close frame with this code, then a FIN.
+    /// A Close frame with this code, then a FIN, which a client sends behind the server's.
     #[track_caller]
     pub fn expect_close(&mut self, code: u16) {
         let got = self.next_frame().expect("a Close frame");
@@ -717,6 +1034,9 @@ impl Link {
             .first_chunk::<2>()
             .map_or(1005, |code| u16::from_be_bytes(*code));
         assert_eq!(got_code, code, "{got:?}");
+        if self.is_server {
+            self.shutdown();
+        }
         assert_eq!(self.next_frame(), None, "behind a Close frame");
     }
 
@@ -727,6 +1047,11 @@ impl Link {
     }
 
     pub fn shutdown(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let wire = self.take_sealed();
+            self.try_send_raw(&wire);
+        }
         match &mut self.end {
             End::Live(stream) => stream.shutdown(Shutdown::Write).unwrap(),
             End::Sim(client, server) => {
@@ -734,6 +1059,12 @@ impl Link {
                 server.borrow_mut().turn().unwrap();
             }
         }
+    }
+
+    /// Ends the server's end of a connection after its Close frame.
+    pub fn finish(&mut self) {
+        self.shutdown();
+        assert_eq!(self.next_frame(), None);
     }
 
     /// Breaks the connection.
@@ -755,6 +1086,21 @@ impl Drop for Link {
             client.shutdown();
         }
     }
+}
+
+/// A server's frame whose first byte is given.
+pub fn server_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let header = FrameHeader {
+        fin: true,
+        rsv1: false,
+        opcode: Opcode::Binary,
+        payload_len: payload.len() as u64,
+        mask_key: None,
+    };
+    let mut frame = header.encode().as_bytes().to_vec();
+    frame[0] = first;
+    frame.extend_from_slice(payload);
+    frame
 }
 
 /// A masked frame, FIN set.
@@ -789,6 +1135,40 @@ pub fn fragment(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
     raw_frame(opcode as u8, payload)
 }
 
+/// Declares cases that are about TLS: each runs on every backend and on the simulated network.
+#[macro_export]
+macro_rules! cases_over_tls {
+    ($($name:ident),* $(,)?) => {
+        mod uring {
+            $(#[test] fn $name() {
+                if $crate::support::uring_works() {
+                    super::$name($crate::support::World::UringTls);
+                }
+            })*
+        }
+        mod poll {
+            $(#[test] fn $name() { super::$name($crate::support::World::PollTls); })*
+        }
+        mod sim {
+            $(#[test] fn $name() { super::$name($crate::support::World::SimTls); })*
+        }
+    };
+}
+
+/// Declares cases of the client role: each also runs with the blocking client.
+#[macro_export]
+macro_rules! client_cases {
+    ($($name:ident),* $(,)?) => {
+        $crate::cases!($($name),*);
+        mod blocking {
+            $(#[test] fn $name() { super::$name($crate::support::World::Blocking); })*
+        }
+        mod blocking_tls {
+            $(#[test] fn $name() { super::$name($crate::support::World::BlockingTls); })*
+        }
+    };
+}
+
 /// Declares cases: each runs on every backend and on the simulated network.
 #[macro_export]
 macro_rules! cases {
@@ -812,6 +1192,19 @@ macro_rules! cases {
         }
         mod sim {
             $(#[test] fn $name() { super::$name($crate::support::World::Sim); })*
+        }
+        mod uring_tls {
+            $(#[test] fn $name() {
+                if $crate::support::uring_works() {
+                    super::$name($crate::support::World::UringTls);
+                }
+            })*
+        }
+        mod poll_tls {
+            $(#[test] fn $name() { super::$name($crate::support::World::PollTls); })*
+        }
+        mod sim_tls {
+            $(#[test] fn $name() { super::$name($crate::support::World::SimTls); })*
         }
     };
 }

@@ -108,6 +108,24 @@ impl UringBackend {
         }
     }
 
+    /// A ring whose table has room for a connection that is made here.
+    pub(super) fn ring_with_room(&mut self) -> io::Result<usize> {
+        let spare = self.acceptors.len();
+        let has_room = |ring: &RingState| ring.slots - ring.slots_used > spare;
+        if has_room(&self.rings[self.accept_ring]) {
+            return Ok(self.accept_ring);
+        }
+        if let Some(ring) = self.rings.iter().position(has_room) {
+            return Ok(ring);
+        }
+        let rings_max = self.direct.map_or(0, |direct| direct.rings_max);
+        if self.rings.len() >= rings_max {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        self.add_ring()?;
+        Ok(self.rings.len() - 1)
+    }
+
     /// Goes on to a ring whose table has room, if the current one has none and no accept is in
     /// flight there.
     fn choose_ring(&mut self) -> io::Result<()> {
@@ -150,7 +168,10 @@ impl UringBackend {
                     ring: NO_RING,
                 }
             };
-            self.stash.push(Event::Accepted(socket));
+            self.stash.push(Event::Accepted {
+                socket,
+                listener: index,
+            });
         }
         if !more {
             self.acceptors[index].state = AcceptState::Idle;

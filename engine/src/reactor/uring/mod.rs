@@ -20,6 +20,7 @@ use std::io;
 use std::mem;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
+use std::os::fd::IntoRawFd;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -32,14 +33,17 @@ use io_uring::squeue;
 use io_uring::squeue::Flags;
 use io_uring::types::Fd;
 use io_uring::types::Fixed;
+use socket2::Socket;
 
 use super::Backend;
 use super::Event;
 use super::PeerAddr;
 use super::RecvOp;
 use super::SendOp;
+use super::Target;
 use super::Token;
 use super::Waker;
+use super::connect;
 use super::listen::Listener;
 use super::sys;
 
@@ -58,10 +62,14 @@ const SEND: u64 = 5 << Token::BITS;
 const DONE: u64 = 6 << Token::BITS;
 const RING: u64 = 7 << Token::BITS;
 const INSTALL: u64 = 8 << Token::BITS;
+const UPDATE: u64 = 9 << Token::BITS;
 const KIND: u64 = 0xF << Token::BITS;
 
 /// The most descriptors that a ring's table can have (the kernel's limit).
 const TABLE_MAX: usize = 1 << 20;
+
+/// `IORING_FILE_INDEX_ALLOC` (io_uring.h).
+const ALLOCATE_SLOT: i32 = -1;
 
 /// Descriptors left for other things when the process's limit decides.
 const DESCRIPTORS_SPARE: usize = 256;
@@ -399,7 +407,7 @@ impl UringBackend {
             while let Some(entry) = self.rings[ring].ring.complete() {
                 let user_data = entry.user_data();
                 match user_data & KIND {
-                    RECV | SEND | INSTALL => {
+                    RECV | SEND | INSTALL | UPDATE => {
                         missing = missing.saturating_sub(1);
                         done(user_data & !KIND, entry.result());
                     }
@@ -427,8 +435,40 @@ impl UringBackend {
     }
 }
 
+impl UringBackend {
+    /// A slot of a ring's table for a socket; its descriptor is closed by the caller.
+    fn move_to_table(&mut self, socket: &Socket) -> io::Result<UringSocket> {
+        let ring = self.ring_with_room()?;
+        let mut fd = socket.as_raw_fd();
+        // The kernel chooses a free slot and writes its number over the descriptor.
+        let entry = opcode::FilesUpdate::new(&raw mut fd, 1)
+            .offset(ALLOCATE_SLOT)
+            .build()
+            .user_data(UPDATE);
+        // SAFETY: `fd` is writable until the loop below has seen the update complete.
+        unsafe { self.rings[ring].ring.push(&entry)? };
+        let mut result = -libc::EIO;
+        let run = self.run_batch(ring, 1, |_, updated| result = updated);
+        // The kernel refuses the ring itself: it may still hold our pointer.
+        run.expect("a ring that has worked goes on working");
+        if result < 0 {
+            return Err(io::Error::from_raw_os_error(-result));
+        }
+        self.rings[ring].slots_used += 1;
+        Ok(UringSocket {
+            index: fd as u32,
+            ring: ring as u16,
+        })
+    }
+}
+
 impl Backend for UringBackend {
     type Socket = UringSocket;
+
+    const NO_SOCKET: UringSocket = UringSocket {
+        index: u32::MAX,
+        ring: NO_RING,
+    };
 
     const RECV_BATCH: usize = 16;
 
@@ -477,6 +517,17 @@ impl Backend for UringBackend {
         self.accepting = true;
         // It fails only when the ring is unusable; the next wait reports that.
         let _ = self.arm_accepts();
+    }
+
+    fn connect(&mut self, target: &Target) -> io::Result<UringSocket> {
+        let socket = connect::begin(target)?;
+        if self.direct.is_some() {
+            return self.move_to_table(&socket);
+        }
+        Ok(UringSocket {
+            index: socket.into_raw_fd() as u32,
+            ring: NO_RING,
+        })
     }
 
     fn register(&mut self, socket: UringSocket, token: Token) -> io::Result<()> {
@@ -583,6 +634,9 @@ impl Backend for UringBackend {
     }
 
     fn close(&mut self, socket: UringSocket, token: Option<Token>) {
+        if socket == Self::NO_SOCKET {
+            return;
+        }
         let ring = socket.ring();
         if let Some(token) = token {
             // A poll holds the socket open: it goes first.
@@ -604,7 +658,19 @@ impl Backend for UringBackend {
         }
     }
 
+    fn submit(&mut self) {
+        for ring in &mut self.rings {
+            if ring.ring.has_submissions() {
+                // It fails only when the ring is unusable; the next wait reports that.
+                let _ = ring.ring.enter(0, None);
+            }
+        }
+    }
+
     fn peer_addr(&mut self, socket: UringSocket) -> io::Result<PeerAddr> {
+        if socket == Self::NO_SOCKET {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         if socket.is_direct() {
             let fd = self.install(socket)?;
             sys::peer_addr(fd.as_raw_fd())
@@ -636,7 +702,7 @@ impl Drop for UringBackend {
                 let _ = self.reap(ring);
             }
             for event in mem::take(&mut self.stash) {
-                if let Event::Accepted(socket) = event {
+                if let Event::Accepted { socket, .. } = event {
                     self.close(socket, None);
                 }
             }

@@ -1,26 +1,19 @@
-#![forbid(unsafe_code)]
-//! A whole worker over a simulated network, in virtual time, for tests.
-//!
-//! [`SimServer`] runs a handler as a real server runs it; its clients are made with
-//! [`SimNet::connect`](SimServer::net) and exchange bytes. The same seed gives the same run.
-
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
-
-pub use crate::reactor::sim::Chance;
-pub use crate::reactor::sim::Faults;
-pub use crate::reactor::sim::SimClient;
-pub use crate::reactor::sim::SimNet;
-pub use crate::worker::Counters;
-pub use crate::worker::MAILBOX_LEN_MAX;
 
 use crate::config::Limits;
 use crate::config::OriginPolicy;
 use crate::conn::Env;
+use crate::connect::Connect;
+use crate::error::ConfigError;
+use crate::reactor::sim::Faults;
 use crate::reactor::sim::SimBackend;
+use crate::reactor::sim::SimNet;
 use crate::reactor::spin::Spin;
+use crate::tls::ServerTls;
+use crate::worker::ConnId;
+use crate::worker::Counters;
 use crate::worker::Handler;
 use crate::worker::Remote;
 use crate::worker::Shared;
@@ -42,6 +35,8 @@ pub struct SimSettings {
     pub subprotocols: Vec<String>,
     /// Which origins may connect.
     pub origins: OriginPolicy,
+    /// TLS, if connections to it are to have it.
+    pub tls: Option<ServerTls>,
     /// The most connections.
     pub connections_max: usize,
     /// Where chance begins.
@@ -56,6 +51,7 @@ impl Default for SimSettings {
             limits: Limits::default(),
             subprotocols: Vec::new(),
             origins: OriginPolicy::SameHost,
+            tls: None,
             connections_max: usize::MAX,
             seed: 0,
             faults: Faults::default(),
@@ -69,11 +65,12 @@ impl<H: Handler> SimServer<H> {
         settings.limits.validate().expect("valid limits");
         let net = SimNet::new(settings.seed, settings.faults);
         let remote = Remote::new(1);
-        let shared = Arc::new(Shared {
-            connections: AtomicUsize::new(0),
-            connections_max: settings.connections_max,
-        });
-        let env = Env::new(settings.limits, settings.subprotocols, settings.origins);
+        let shared = Arc::new(Shared::new(Some(settings.connections_max)));
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&settings.seed.to_le_bytes());
+        let (subprotocols, origins) = (settings.subprotocols, settings.origins);
+        let mut env = Env::new(settings.limits, subprotocols, origins, seed);
+        env.tls = vec![settings.tls];
         // There is no CPU to spin on.
         let spin = Spin::new(1, 0);
         let worker = Worker::new(net.backend(), handler, env, 0, remote.clone(), shared, spin);
@@ -92,6 +89,14 @@ impl<H: Handler> SimServer<H> {
     /// Reaches the connections.
     pub fn remote(&self) -> &Remote {
         &self.remote
+    }
+
+    /// Makes a connection, as `Engine::connect` does; [`SimNet::accept`] gives its far end.
+    ///
+    /// # Errors
+    /// What is asked for makes no sense.
+    pub fn connect(&mut self, connect: &Connect, data: H::Data) -> Result<ConnId, ConfigError> {
+        self.worker.connect(connect, data)
     }
 
     /// One turn, without letting time pass.

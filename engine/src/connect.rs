@@ -1,0 +1,535 @@
+#![forbid(unsafe_code)]
+//! What an outgoing connection asks for: where to, from where, which request, whom to trust.
+//!
+//! [`Connect`] is for both clients, the blocking one and the reactor's. It opens nothing: it
+//! becomes a [`Target`], a request head and, for `wss`, a TLS session.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::net::ToSocketAddrs;
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
+
+use crate::buffer::Pool;
+use crate::conn::ClientHandshake;
+use crate::error::ConfigError;
+use crate::http1;
+use crate::protocol::handshake::ClientRequest;
+use crate::random::Random;
+use crate::reactor::Target;
+use crate::reactor::listen::Address;
+use crate::tls::ClientTls;
+use crate::tls::Session;
+
+/// An outgoing connection: a `ws`, `wss` or `ws+unix` URL (RFC 6455 §3), and what goes into
+/// its request.
+///
+/// ```
+/// # fn main() -> sockeye::Result<()> {
+/// use sockeye::Connect;
+/// let connect = Connect::new("ws://127.0.0.1:9001/chat?room=1")?
+///     .subprotocols(["chat.v2", "chat.v1"])
+///     .header("Authorization", "Bearer abc")
+///     .cookie("session", "0123");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Connect {
+    url: Url,
+    address: Option<Address>,
+    source: Option<IpAddr>,
+    source_ports: Option<(u16, u16)>,
+    headers: Vec<(String, String)>,
+    cookies: String,
+    subprotocols: Vec<String>,
+    origin: Option<String>,
+    tls: Option<ClientTls>,
+    tag: u64,
+}
+
+/// A parsed URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Url {
+    secure: bool,
+    /// Without brackets, if it is an IPv6 address.
+    host: String,
+    port: u16,
+    unix: Option<PathBuf>,
+    /// The value of `Host`: with the port, unless that is the scheme's own.
+    authority: String,
+    target: String,
+    /// The value of `Authorization` that stands for `user:password@`.
+    authorization: Option<String>,
+}
+
+impl Connect {
+    /// A connection to this URL: `ws://HOST[:PORT]/TARGET`, `wss://…`, or
+    /// `ws+unix:///SOCKET[:/TARGET]`. `USER:PASSWORD@` before the host becomes an
+    /// `Authorization` header (RFC 7617).
+    ///
+    /// # Errors
+    /// [`ConfigError::Url`].
+    pub fn new(url: &str) -> Result<Self, ConfigError> {
+        let url = Url::parse(url).map_err(|why| ConfigError::Url {
+            url: url.to_owned(),
+            why,
+        })?;
+        Ok(Self {
+            address: url.address(),
+            url,
+            source: None,
+            source_ports: None,
+            headers: Vec::new(),
+            cookies: String::new(),
+            subprotocols: Vec::new(),
+            origin: None,
+            tls: None,
+            tag: 0,
+        })
+    }
+
+    /// Adds a header to the request. Those of the handshake itself are not to be added.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Adds a cookie to the request's `Cookie` header (RFC 6265 §4.2).
+    pub fn cookie(mut self, name: &str, value: &str) -> Self {
+        if !self.cookies.is_empty() {
+            self.cookies.push_str("; ");
+        }
+        self.cookies.push_str(&format!("{name}={value}"));
+        self
+    }
+
+    /// Offers subprotocols, the preferred one first (RFC 6455 §1.9).
+    pub fn subprotocols<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.subprotocols = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sends an `Origin` header, as a browser's page would (RFC 6455 §4.1).
+    pub fn origin(mut self, origin: &str) -> Self {
+        self.origin = Some(origin.to_owned());
+        self
+    }
+
+    /// Whom to trust; by default whom the system trusts.
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Connects here, whatever the URL's host is. The request and the server's certificate are
+    /// still those of the URL.
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.address = Some(Address::Ip(address));
+        self
+    }
+
+    /// Looks the URL's host up and connects to the first address. It waits for the answer:
+    /// not to be called where a thread serves connections.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unresolved`].
+    pub fn resolve(self) -> Result<Self, ConfigError> {
+        let first = self.resolve_all()?.into_iter().next();
+        Ok(Self {
+            address: first,
+            ..self
+        })
+    }
+
+    /// All addresses: one, or as many as the host has.
+    pub(crate) fn resolve_all(&self) -> Result<Vec<Address>, ConfigError> {
+        if let Some(address) = &self.address {
+            return Ok(vec![address.clone()]);
+        }
+        let unresolved = || ConfigError::Unresolved(self.url.host.clone());
+        let addresses = (&self.url.host[..], self.url.port).to_socket_addrs();
+        let addresses: Vec<_> = addresses
+            .map_err(|_| unresolved())?
+            .map(Address::Ip)
+            .collect();
+        if addresses.is_empty() {
+            return Err(unresolved());
+        }
+        Ok(addresses)
+    }
+
+    /// Connects from this address.
+    pub fn source(mut self, address: IpAddr) -> Self {
+        self.source = Some(address);
+        self
+    }
+
+    /// Connects from a port of this range, ends included (Linux 6.3 and newer). A port is
+    /// shared by connections to different addresses (`IP_BIND_ADDRESS_NO_PORT`).
+    pub fn source_ports(mut self, first: u16, last: u16) -> Self {
+        self.source_ports = Some((first, last));
+        self
+    }
+
+    /// A number of the caller's own, which the handler that makes the connection's data sees.
+    pub fn tag(mut self, tag: u64) -> Self {
+        self.tag = tag;
+        self
+    }
+
+    /// The number given with [`tag`](Self::tag), or zero.
+    pub fn tag_value(&self) -> u64 {
+        self.tag
+    }
+
+    /// The URL's host, without brackets.
+    pub fn host(&self) -> &str {
+        &self.url.host
+    }
+
+    /// The URL's port, or its scheme's.
+    pub fn port(&self) -> u16 {
+        self.url.port
+    }
+
+    /// Whether the URL is that of a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.url.unix.is_some()
+    }
+
+    /// Whether the URL asks for TLS.
+    pub fn is_secure(&self) -> bool {
+        self.url.secure
+    }
+
+    /// Where to and from where, without looking anything up.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unresolved`].
+    pub(crate) fn target(&self) -> Result<Target, ConfigError> {
+        let unresolved = || ConfigError::Unresolved(self.url.host.clone());
+        let address = self.address.clone().ok_or_else(unresolved)?;
+        Ok(self.target_at(address))
+    }
+
+    pub(crate) fn target_at(&self, address: Address) -> Target {
+        Target {
+            address,
+            source: self.source,
+            source_ports: self.source_ports,
+        }
+    }
+
+    /// The request, with a nonce of its own.
+    ///
+    /// # Errors
+    /// [`ConfigError::Header`], [`ConfigError::Subprotocol`].
+    pub(crate) fn handshake(&self, random: &mut Random) -> Result<ClientHandshake, ConfigError> {
+        let is_bad = |name: &&String| !http1::is_token(name.as_bytes());
+        if let Some(bad) = self.subprotocols.iter().find(is_bad) {
+            return Err(ConfigError::Subprotocol(bad.clone()));
+        }
+        let mut headers: Vec<(&str, &str)> = Vec::new();
+        if let Some(authorization) = &self.url.authorization {
+            headers.push(("Authorization", authorization));
+        }
+        if !self.cookies.is_empty() {
+            headers.push(("Cookie", &self.cookies));
+        }
+        headers.extend(
+            self.headers
+                .iter()
+                .map(|(name, value)| (&name[..], &value[..])),
+        );
+        let own = |name: &str| {
+            let own = [
+                "Host",
+                "Upgrade",
+                "Connection",
+                "Content-Length",
+                "Transfer-Encoding",
+            ];
+            let handshake = name.to_ascii_lowercase().starts_with("sec-websocket-");
+            handshake || own.iter().any(|own| own.eq_ignore_ascii_case(name))
+        };
+        if let Some((name, _)) = headers.iter().find(|(name, _)| own(name)) {
+            return Err(ConfigError::Header((*name).to_owned()));
+        }
+        let subprotocols: Vec<&str> = self.subprotocols.iter().map(|name| &name[..]).collect();
+        let request = ClientRequest {
+            host: &self.url.authority,
+            target: &self.url.target,
+            nonce: random.nonce(),
+            origin: self.origin.as_deref(),
+            subprotocols: &subprotocols,
+            extensions: None,
+            headers: &headers,
+        };
+        let mut head = Vec::new();
+        let invalid = |_| ConfigError::Header("a header of the request".to_owned());
+        request.write(&mut head).map_err(invalid)?;
+        Ok(ClientHandshake {
+            head,
+            expected: request.expected(),
+        })
+    }
+
+    /// The settings of its TLS, if it has any.
+    ///
+    /// # Errors
+    /// The system trusts nobody, or this build has no TLS.
+    pub(crate) fn tls_settings(&self) -> Result<Option<ClientTls>, ConfigError> {
+        match (&self.tls, self.url.secure) {
+            (_, false) => Ok(None),
+            (tls, true) if tls.is_some() => Ok(tls.clone()),
+            #[cfg(feature = "tls")]
+            (_, true) => Ok(Some(ClientTls::system()?)),
+            #[cfg(not(feature = "tls"))]
+            (_, true) => Err(ConfigError::Feature("tls")),
+        }
+    }
+
+    /// Finds out what is wrong with it before it is used.
+    ///
+    /// # Errors
+    /// Whatever [`target`](Self::target), [`handshake`](Self::handshake) and
+    /// [`session`](Self::session) would find.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        self.target()?;
+        self.handshake(&mut Random::new([0; 32]))?;
+        if self.tls_settings()?.is_some() {
+            Session::check_name(&self.url.host).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// The TLS session of a connection, its first message ready to be sent.
+    ///
+    /// # Errors
+    /// As for [`tls_settings`](Self::tls_settings), or the URL's host cannot have a
+    /// certificate.
+    pub(crate) fn session(&self, pool: &mut Pool) -> Result<Option<Session>, ConfigError> {
+        let Some(tls) = self.tls_settings()? else {
+            return Ok(None);
+        };
+        let mut session = Session::client(&tls, &self.url.host).map_err(refused)?;
+        session.start(pool).map_err(refused)?;
+        Ok(Some(session))
+    }
+}
+
+fn refused(error: std::io::Error) -> ConfigError {
+    ConfigError::ServerName(error.to_string())
+}
+
+impl fmt::Display for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.url.secure { "wss" } else { "ws" };
+        match &self.url.unix {
+            Some(path) => write!(f, "ws+unix://{}:{}", path.display(), self.url.target),
+            None => write!(f, "{scheme}://{}{}", self.url.authority, self.url.target),
+        }
+    }
+}
+
+impl Url {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.contains('#') {
+            // RFC 6455 §3.
+            return Err("fragments have no meaning here");
+        }
+        let lower = text.to_ascii_lowercase();
+        if lower.starts_with("ws+unix:") {
+            return Self::parse_unix(&text["ws+unix:".len()..]);
+        }
+        let uri: http::Uri = text.parse().map_err(|_| "not a URL")?;
+        // RFC 3986 §3.1: schemes compare without case.
+        let secure = match uri.scheme_str() {
+            Some(scheme) if scheme.eq_ignore_ascii_case("ws") => false,
+            Some(scheme) if scheme.eq_ignore_ascii_case("wss") => true,
+            _ => return Err("the scheme is not ws, wss or ws+unix"),
+        };
+        let authority = uri.authority().ok_or("no host")?.as_str();
+        let (userinfo, _) = authority.rsplit_once('@').unzip();
+        let bracketed = uri
+            .host()
+            .filter(|host| !host.is_empty())
+            .ok_or("no host")?;
+        let host = bracketed.trim_start_matches('[').trim_end_matches(']');
+        let own_port = if secure { 443 } else { 80 };
+        let has_port = authority
+            .rsplit(']')
+            .next()
+            .is_some_and(|rest| rest.contains(':'))
+            && !authority.ends_with(bracketed);
+        let port = match uri.port_u16() {
+            Some(0) => return Err("port 0"),
+            Some(port) => port,
+            None if has_port => return Err("not a port"),
+            None => own_port,
+        };
+        // RFC 6455 §4.1: with the port, unless it is the default one.
+        let authority = if port == own_port {
+            bracketed.to_owned()
+        } else {
+            format!("{bracketed}:{port}")
+        };
+        let target = uri.path_and_query().map_or("", |target| target.as_str());
+        // RFC 6455 §3: an empty path is "/".
+        let target = if target.starts_with('/') {
+            target.to_owned()
+        } else {
+            format!("/{target}")
+        };
+        Ok(Self {
+            secure,
+            host: host.to_owned(),
+            port,
+            unix: None,
+            authority,
+            target,
+            authorization: userinfo.map(basic_authorization),
+        })
+    }
+
+    fn parse_unix(rest: &str) -> Result<Self, &'static str> {
+        let rest = rest.strip_prefix("//").unwrap_or(rest);
+        let (path, target) = match rest.split_once(':') {
+            Some((path, target)) => (path, target),
+            None => (rest, "/"),
+        };
+        if path.is_empty() {
+            return Err("no socket");
+        }
+        if !target.starts_with('/') {
+            return Err("the target does not begin with /");
+        }
+        Ok(Self {
+            secure: false,
+            host: "localhost".to_owned(),
+            port: 80,
+            unix: Some(path.into()),
+            authority: "localhost".to_owned(),
+            target: target.to_owned(),
+            authorization: None,
+        })
+    }
+
+    /// What needs no looking up.
+    fn address(&self) -> Option<Address> {
+        if let Some(path) = &self.unix {
+            return Some(Address::Unix(path.clone()));
+        }
+        let ip: IpAddr = self.host.parse().ok()?;
+        Some(Address::Ip(SocketAddr::new(ip, self.port)))
+    }
+}
+
+/// `user:password`, as a URL has it, as the value of an `Authorization` or
+/// `Proxy-Authorization` header (RFC 7617 §2).
+pub(crate) fn basic_authorization(userinfo: &str) -> String {
+    let decoded: Vec<u8> = percent_decode_str(userinfo).collect();
+    let with_colon = if decoded.contains(&b':') {
+        decoded
+    } else {
+        [&decoded[..], b":"].concat()
+    };
+    format!("Basic {}", STANDARD.encode(with_colon))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_and_bad_ones_refused() {
+        let check = |url: &str, want: (&str, u16, &str, &str)| {
+            let got = Url::parse(url).unwrap_or_else(|why| panic!("{url}: {why}"));
+            let got = (&got.host[..], got.port, &got.authority[..], &got.target[..]);
+            assert_eq!(got, want, "{url}");
+        };
+        check("ws://a", ("a", 80, "a", "/"));
+        check("WSS://a/b?c=d", ("a", 443, "a", "/b?c=d"));
+        check("ws://a:443/", ("a", 443, "a:443", "/"));
+        check("wss://a:443/", ("a", 443, "a", "/"));
+        check("ws://a?b", ("a", 80, "a", "/?b"));
+        check("ws://[::1]:9/x", ("::1", 9, "[::1]:9", "/x"));
+        check("ws://[::1]", ("::1", 80, "[::1]", "/"));
+        check("ws://u:p@a/", ("a", 80, "a", "/"));
+        check("ws+unix:///run/a.sock", ("localhost", 80, "localhost", "/"));
+        check(
+            "ws+unix:/run/a.sock:/b?c",
+            ("localhost", 80, "localhost", "/b?c"),
+        );
+        for bad in [
+            "",
+            "a",
+            "/a",
+            "http://a",
+            "ws:a",
+            "ws://",
+            "ws:///a",
+            "ws://a#b",
+            "ws://a b",
+            "ws://a:0",
+            "ws://a:99999",
+            "ws://a:x",
+            "ws://a:",
+            "ws+unix:",
+            "ws+unix:///a:b",
+        ] {
+            assert!(Url::parse(bad).is_err(), "{bad:?} was read");
+        }
+    }
+
+    #[test]
+    fn userinfo_becomes_a_header() {
+        // RFC 7617 §2.
+        let url = Url::parse("ws://Aladdin:open%20sesame@a/").expect("a URL");
+        let want = "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==";
+        assert_eq!(url.authorization.as_deref(), Some(want));
+    }
+
+    #[test]
+    fn request_holds_what_was_asked_for_and_nothing_can_be_split() {
+        let mut random = Random::new([7; 32]);
+        let connect = Connect::new("ws://example.com:81/a").expect("a URL");
+        let full = connect
+            .clone()
+            .header("X-A", "b")
+            .cookie("a", "1")
+            .cookie("b", "2")
+            .subprotocols(["x", "y"])
+            .origin("http://o");
+        let head = full.handshake(&mut random).expect("valid").head;
+        let head = String::from_utf8(head).expect("ASCII");
+        for line in [
+            "GET /a HTTP/1.1",
+            "Host: example.com:81",
+            "X-A: b",
+            "Cookie: a=1; b=2",
+            "Sec-WebSocket-Protocol: x, y",
+            "Origin: http://o",
+        ] {
+            assert!(head.split("\r\n").any(|got| got == line), "{line}: {head}");
+        }
+        for bad in [
+            connect.clone().header("X", "a\r\nY: b"),
+            connect.clone().header("X Y", "a"),
+            connect.clone().header("Host", "a"),
+            connect.clone().header("sec-websocket-key", "a"),
+            connect.clone().cookie("a", "b\r\n"),
+            connect.clone().origin("a\nb"),
+            connect.clone().subprotocols(["a b"]),
+            connect.clone().subprotocols(["a,b"]),
+        ] {
+            assert!(bad.handshake(&mut random).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! One thread's engine, run by its owner.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::connect::Connect;
+use crate::error::ConfigError;
+use crate::error::Error;
+use crate::error::Result;
+use crate::reactor;
+use crate::reactor::listen::Address;
+use crate::reactor::spin::Spin;
+use crate::worker::ConnId;
+use crate::worker::Handler;
+use crate::worker::Remote;
+use crate::worker::Shared;
+use crate::worker::Worker;
+
+use super::MakeHandler;
+use super::Mechanism;
+use super::Server;
+use super::builder::NewBuilder;
+
+#[cfg(feature = "poll")]
+use crate::reactor::poll::PollBackend;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+use crate::reactor::uring::UringBackend;
+
+/// An engine on the caller's thread: it accepts connections, if it listens, and makes them with
+/// [`Engine::connect`]. All happens inside [`Engine::turn`], and it stays on this thread.
+///
+/// ```
+/// use std::time::Duration;
+/// use sockeye::CloseCode;
+/// use sockeye::Connect;
+/// use sockeye::Engine;
+/// use sockeye::Server;
+///
+/// # fn main() -> sockeye::Result<()> {
+/// let server = Server::builder()
+///     .on_message(|conn, message| { conn.send(message); })
+///     .threads(1)
+///     .bind("127.0.0.1:0")?
+///     .spawn()?;
+///
+/// let mut engine = Engine::builder()
+///     .on_open(|conn| { conn.send("hello"); })
+///     .on_message(|conn, message| {
+///         assert_eq!(message.as_str(), Some("hello"));
+///         conn.close(CloseCode::NORMAL, "");
+///     })
+///     .engine()?;
+/// let url = format!("ws://{}/", server.local_addr());
+/// engine.connect(&Connect::new(&url)?, ())?;
+/// while engine.connections() > 0 {
+///     engine.turn(Some(Duration::from_secs(1)))?;
+/// }
+/// # server.shutdown();
+/// # server.join()
+/// # }
+/// ```
+pub struct Engine<H: Handler> {
+    worker: AnyWorker<H>,
+    addresses: Vec<Address>,
+    description: String,
+    remote: Remote,
+    shared: Arc<Shared>,
+}
+
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, and it does not move while it is used"
+)]
+enum AnyWorker<H: Handler> {
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    Uring(Worker<UringBackend, H>),
+    #[cfg(feature = "poll")]
+    Poll(Worker<PollBackend, H>),
+}
+
+/// The same expression for either backend: decided once a call.
+macro_rules! on_worker {
+    ($worker:expr, $name:ident => $call:expr) => {
+        match $worker {
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            AnyWorker::Uring($name) => $call,
+            #[cfg(feature = "poll")]
+            AnyWorker::Poll($name) => $call,
+        }
+    };
+}
+
+impl Engine<NoHandler> {
+    /// Starts with the defaults: every limit of `docs/LIMITS.md`. It listens where
+    /// [`listen`](super::Builder::listen) says, or nowhere;
+    /// [`engine`](super::Builder::engine) makes it.
+    pub fn builder() -> NewBuilder {
+        NewBuilder::new()
+    }
+}
+
+/// Stands for the handler of an engine that has none yet.
+#[derive(Debug)]
+pub struct NoHandler;
+
+impl Handler for NoHandler {
+    type Data = ();
+}
+
+impl<H: Handler> Engine<H> {
+    pub(super) fn start<M: MakeHandler<Handler = H>>(server: Server<M>) -> Result<Self> {
+        let (mechanism, description) = super::choose(&server.settings)?;
+        log::info!("{description}");
+        let remote = Remote::new(1);
+        let shared = Arc::new(Shared::new(server.settings.connections_max));
+        let env = server.settings.env()?;
+        let handler = server.make.make(0);
+        let listeners = server.listeners.into_iter().next().unwrap_or_default();
+        let spin = Spin::new(1, reactor::allowed_cpus());
+        let set_up = Error::io("set a backend up");
+        let (to_worker, with_all) = (remote.clone(), Arc::clone(&shared));
+        let worker = match mechanism {
+            #[cfg(all(feature = "uring", target_os = "linux"))]
+            Mechanism::Uring { direct_connections } => {
+                let backend = UringBackend::new(listeners, direct_connections).map_err(set_up)?;
+                let worker = Worker::new(backend, handler, env, 0, to_worker, with_all, spin);
+                AnyWorker::Uring(worker)
+            }
+            #[cfg(feature = "poll")]
+            Mechanism::Poll => {
+                let backend = PollBackend::new(listeners).map_err(set_up)?;
+                let worker = Worker::new(backend, handler, env, 0, to_worker, with_all, spin);
+                AnyWorker::Poll(worker)
+            }
+        };
+        Ok(Self {
+            worker,
+            addresses: server.addresses,
+            description,
+            remote,
+            shared,
+        })
+    }
+
+    /// Makes a connection: the same callbacks, limits, time-outs and ids as of accepted ones.
+    /// It does not wait. `data` is the connection's until the end of `on_close`, which also
+    /// says if it did not open: refused, unreachable, timed out, not upgraded
+    /// ([`CloseCause::NotOpened`](crate::CloseCause::NotOpened)).
+    ///
+    /// # Errors
+    /// What is asked for makes no sense: a host that has not been looked up
+    /// ([`Connect::resolve`]), a header that cannot be sent, TLS settings. `on_close` is not
+    /// called.
+    pub fn connect(
+        &mut self,
+        connect: &Connect,
+        data: H::Data,
+    ) -> std::result::Result<ConnId, ConfigError> {
+        on_worker!(&mut self.worker, worker => worker.connect(connect, data))
+    }
+
+    /// Does what there is to do; waits for it at most `timeout`, or for ever.
+    ///
+    /// # Errors
+    /// The backend failed: nothing can go on.
+    pub fn turn(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let result: io::Result<()> = on_worker!(&mut self.worker, worker => {
+            let result = worker.turn(timeout);
+            // The owner may turn again much later, and peers wait.
+            worker.submit();
+            result
+        });
+        result.map_err(Error::io("wait for events"))
+    }
+
+    /// Turns until [`Engine::shut_down`] has been asked for and is done.
+    ///
+    /// # Errors
+    /// The backend failed: nothing can go on.
+    pub fn run(&mut self) -> Result<()> {
+        while !self.is_finished() {
+            self.turn(None)?;
+        }
+        Ok(())
+    }
+
+    /// Accepts no more, sends every connection a Close frame (1001), and is finished when all
+    /// have answered or the close time-out is over: some turns from now.
+    pub fn shut_down(&self) {
+        self.remote.shutdown();
+    }
+
+    /// Whether it was shut down and all its connections are over.
+    pub fn is_finished(&self) -> bool {
+        on_worker!(&self.worker, worker => worker.is_finished())
+    }
+
+    /// The handler, between turns.
+    pub fn handler(&mut self) -> &mut H {
+        on_worker!(&mut self.worker, worker => worker.handler_mut())
+    }
+
+    /// Reaches the connections, from any thread.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Connections at this moment, in whatever phase.
+    pub fn connections(&self) -> usize {
+        self.shared.connections()
+    }
+
+    /// Where it listens.
+    pub fn local_addrs(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// What moves the bytes: `io_uring, regular descriptors`.
+    pub fn backend(&self) -> &str {
+        &self.description
+    }
+}
+
+impl<H: Handler> fmt::Debug for Engine<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("backend", &self.description)
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}
