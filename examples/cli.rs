@@ -1,6 +1,7 @@
 //! The command line that the examples share.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::process::exit;
 
 use clap::Parser;
@@ -8,8 +9,11 @@ use clap::error::ErrorKind;
 use sockeye::Address;
 use sockeye::BackendChoice;
 use sockeye::Builder;
+use sockeye::ConfigError;
 use sockeye::Handle;
 use sockeye::MakeHandler;
+use sockeye::Server;
+use sockeye::tls::ServerTls;
 
 /// Flags of an example server.
 #[derive(Clone, Debug, Parser)]
@@ -30,6 +34,12 @@ pub struct Cli {
     /// Most connections at once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub connections: Option<u32>,
+    /// PEM file with a certificate chain: listens with TLS (wss).
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's private key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
 }
 
 fn address(text: &str) -> Result<Address, String> {
@@ -42,21 +52,9 @@ fn backend(text: &str) -> Result<BackendChoice, String> {
 }
 
 impl Cli {
-    /// Reads the command line. Bad input ends the process with one line and exit code 2.
+    /// Reads the command line, as [`read`] does.
     pub fn read() -> Self {
-        Self::try_parse().unwrap_or_else(|error| match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                print!("{error}");
-                exit(0);
-            }
-            _ => {
-                let text = error.to_string();
-                let line: Vec<&str> = text.lines().map(str::trim).collect();
-                let end = line.iter().position(|line| line.is_empty());
-                eprintln!("{}", line[..end.unwrap_or(line.len())].join(" "));
-                exit(2);
-            }
-        })
+        read()
     }
 
     /// Puts the flags into a builder. `message_len_max` is that of the example where no flag
@@ -79,9 +77,7 @@ impl Cli {
 
     /// Starts the server, prints what runs, and serves until something fails.
     pub fn serve<M: MakeHandler>(&self, builder: Builder<M>) {
-        let server = builder
-            .bind(self.bind.clone())
-            .and_then(|server| server.spawn());
+        let server = self.bind(builder).and_then(|server| server.spawn());
         let result = server.and_then(|server| {
             print_started(&server);
             server.join()
@@ -94,6 +90,35 @@ impl Cli {
             });
         }
     }
+}
+
+impl Cli {
+    fn bind<M: MakeHandler>(&self, builder: Builder<M>) -> sockeye::Result<Server<M>> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(chain), Some(key)) => {
+                let tls = ServerTls::from_pem_files(chain, key);
+                builder.bind_tls(self.bind.clone(), &tls.map_err(ConfigError::from)?)
+            }
+            _ => builder.bind(self.bind.clone()),
+        }
+    }
+}
+
+/// Reads a command line. Bad input ends the process with one line and exit code 2.
+pub fn read<F: Parser>() -> F {
+    F::try_parse().unwrap_or_else(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            print!("{error}");
+            exit(0);
+        }
+        _ => {
+            let text = error.to_string();
+            let line: Vec<&str> = text.lines().map(str::trim).collect();
+            let end = line.iter().position(|line| line.is_empty());
+            eprintln!("{}", line[..end.unwrap_or(line.len())].join(" "));
+            exit(2);
+        }
+    })
 }
 
 fn print_started(server: &Handle) {

@@ -60,7 +60,10 @@ struct Running {
 
 impl Running {
     fn start(example: &str, flags: &[&str]) -> Self {
-        let mut command = Command::new(program(example));
+        Self::start_command(Command::new(program(example)), flags)
+    }
+
+    fn start_command(mut command: Command, flags: &[&str]) -> Self {
         if !flags.contains(&"--bind") {
             command.args(["--bind", "127.0.0.1:0"]);
         }
@@ -75,9 +78,12 @@ impl Running {
         Self { process, line }
     }
 
+    fn address(&self) -> &str {
+        self.line.split([' ', ',']).nth(2).expect("an address")
+    }
+
     fn connect(&self) -> TcpStream {
-        let address = self.line.split([' ', ',']).nth(2).expect("an address");
-        let stream = TcpStream::connect(address).expect("it listens");
+        let stream = TcpStream::connect(self.address()).expect("it listens");
         let patience = Some(Duration::from_secs(30));
         stream.set_read_timeout(patience).expect("a socket");
         stream
@@ -202,6 +208,98 @@ fn chat_serves_a_page_and_tells_everyone() {
     hear(&mut bob, "* Ann has left");
 }
 
+/// What the example `client` prints when it is given these lines, and whether it ends well.
+fn client(flags: &[&str], lines: &str) -> (String, bool) {
+    let mut process = Command::new(program("client"))
+        .args(flags)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut input = process.stdin.take().expect("it is piped");
+    // It may have ended without reading.
+    let _ = input.write_all(lines.as_bytes());
+    drop(input);
+    let output = process.wait_with_output().expect("it ends");
+    let text = [output.stdout, output.stderr].concat();
+    (
+        String::from_utf8(text).expect("text"),
+        output.status.success(),
+    )
+}
+
+/// A certificate for 127.0.0.1 in files, which is its own authority.
+struct Certificate(PathBuf);
+
+impl Certificate {
+    fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("sockeye-examples-{}", std::process::id()));
+        let output = Command::new(program("certificate"))
+            .arg("--out")
+            .args([&folder, &PathBuf::from("127.0.0.1")])
+            .output()
+            .expect("it runs");
+        assert!(output.status.success());
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn client_talks_over_tls_and_through_a_relay() {
+    let certificate = Certificate::new();
+    let (chain, key) = (certificate.path("chain.pem"), certificate.path("key.pem"));
+    let server = Running::start("echo", &["--tls-cert", &chain, "--tls-key", &key]);
+    let url = format!("wss://{}/", server.address());
+    let spoken = client(&["--authorities", &chain, &url], "one\ntwo\n");
+    assert_eq!(spoken, ("one\ntwo\n".to_owned(), true));
+    let (text, good) = client(&[&url], "one\n");
+    assert!(
+        !good && text.starts_with("error: ") && text.contains("UnknownIssuer"),
+        "{text}"
+    );
+
+    // The relay trusts what the environment says that the system trusts.
+    let mut relay = Command::new(program("relay"));
+    relay.env("SSL_CERT_FILE", &chain);
+    let relay = Running::start_command(relay, &["--to", &url]);
+    let near = format!("ws://{}/", relay.address());
+    let spoken = client(&[&near], "three\nfour\n");
+    assert_eq!(spoken, ("three\nfour\n".to_owned(), true));
+    // Nobody is behind it any more.
+    drop(server);
+    let (text, good) = client(&[&near], "five\n");
+    assert!(good && text.starts_with("closed: 1014"), "{text}");
+}
+
+#[test]
+fn files_that_are_no_certificates_are_one_line() {
+    for flags in [
+        &["--tls-cert", "/nonexistent", "--tls-key", "/nonexistent"][..],
+        &["--tls-cert", "/dev/null", "--tls-key", "/dev/null"],
+        &["--tls-cert", "/dev/null"],
+    ] {
+        let output = Command::new(program("echo")).args(flags).output();
+        let output = output.expect("it runs");
+        let text = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.starts_with("error: ") && text.lines().count() == 1,
+            "{text}"
+        );
+    }
+}
+
 /// A killed server can be started again at once, on the same port, whatever it held.
 #[test]
 fn killed_server_starts_again_on_its_port() {
@@ -210,12 +308,7 @@ fn killed_server_starts_again_on_its_port() {
             continue;
         }
         let mut server = Running::start("echo", &["--backend", backend]);
-        let address = server
-            .line
-            .split([' ', ','])
-            .nth(2)
-            .expect("an address")
-            .to_owned();
+        let address = server.address().to_owned();
         for _ in 0..5 {
             let _stream = server.upgrade("/");
             drop(server);
