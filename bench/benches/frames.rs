@@ -5,12 +5,15 @@
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 
 use std::hint::black_box;
+use std::io;
 
 use criterion::BenchmarkId;
 use criterion::Criterion;
 use criterion::Throughput;
 use criterion::criterion_group;
 use criterion::criterion_main;
+use sockeye::Limits;
+use sockeye::client::WebSocket;
 use sockeye::protocol::Decoder;
 use sockeye::protocol::DecoderLimits;
 use sockeye::protocol::Event;
@@ -42,6 +45,43 @@ fn headers(criterion: &mut Criterion) {
             bencher.iter(|| black_box(header(black_box(len))).encode());
         });
     }
+}
+
+/// Takes everything and has nothing.
+struct Null;
+
+impl io::Read for Null {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+}
+
+impl io::Write for Null {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(black_box(bytes).len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a masking key and masking cost: a client's messages beside a server's.
+fn writes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("write a message");
+    for len in [64, 1024, 16 * 1024] {
+        let payload = vec![b'x'; len];
+        group.throughput(Throughput::Bytes(len as u64));
+        for role in [Role::Client, Role::Server] {
+            let ws = WebSocket::from_stream(Null, role, &[], &Limits::default());
+            let mut ws = ws.expect("valid limits");
+            let name = BenchmarkId::new(format!("{role:?}"), len);
+            group.bench_function(name, |bencher| {
+                bencher.iter(|| ws.write_message(black_box(&payload)).expect("written"));
+            });
+        }
+    }
+    group.finish();
 }
 
 fn frames(criterion: &mut Criterion) {
@@ -77,5 +117,5 @@ fn handshakes(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, headers, frames, handshakes);
+criterion_group!(benches, headers, frames, writes, handshakes);
 criterion_main!(benches);
