@@ -38,7 +38,7 @@ use crate::tls::Session;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use]
 pub struct Connect {
     url: Url,
@@ -77,7 +77,7 @@ impl Connect {
     /// [`ConfigError::Url`].
     pub fn new(url: &str) -> Result<Self, ConfigError> {
         let url = Url::parse(url).map_err(|why| ConfigError::Url {
-            url: url.to_owned(),
+            url: without_userinfo(url),
             why,
         })?;
         Ok(Self {
@@ -328,6 +328,23 @@ fn refused(error: std::io::Error) -> ConfigError {
     ConfigError::ServerName(error.to_string())
 }
 
+/// A URL for an error message, without its password.
+pub(crate) fn without_userinfo(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            format!("{}…{}", &url[..scheme + 3], &url[at..])
+        }
+        _ => url.to_owned(),
+    }
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Headers and cookies are often secrets.
+        write!(f, "Connect({self})")
+    }
+}
+
 impl fmt::Display for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.url.secure { "wss" } else { "ws" };
@@ -486,6 +503,17 @@ mod tests {
         ] {
             assert!(Url::parse(bad).is_err(), "{bad:?} was read");
         }
+    }
+
+    #[test]
+    fn secrets_are_in_no_message() {
+        let connect = Connect::new("ws://user:secret@a/").expect("a URL");
+        let connect = connect
+            .header("Authorization", "secret")
+            .cookie("a", "secret");
+        assert_eq!(format!("{connect:?} {connect}"), "Connect(ws://a/) ws://a/");
+        let error = Connect::new("ftp://user:secret@a/").expect_err("not ours");
+        assert!(!error.to_string().contains("secret"), "{error}");
     }
 
     #[test]

@@ -45,6 +45,7 @@ client_cases!(
     lost_in_the_handshake,
     lost_when_open,
     prealloc,
+    server_ends_the_stream_first,
     slowread,
     ctrl_drop,
     closemem,
@@ -501,21 +502,36 @@ fn utf8(world: World) {
     }
 }
 
+/// RFC 6455 §7.1.1: a client waits for the server's FIN, and for the close time-out at most.
+fn server_ends_the_stream_first(world: World) {
+    let mut settings = Settings::default();
+    settings.limits.close_timeout = Duration::from_secs(1);
+    let client = world.start_with(settings, Probe::echo());
+    for server_ends in [true, false] {
+        let mut link = client.dial_open();
+        link.send_frame(Opcode::Close, &1000_u16.to_be_bytes());
+        link.expect(Opcode::Close, &1000_u16.to_be_bytes());
+        if let support::End::Sim(far, _) = &link.end {
+            let far = far.clone();
+            client.turn(100);
+            assert!(!far.is_finished(), "the client has not waited");
+        }
+        if server_ends {
+            link.finish();
+        } else if !world.is_blocking() {
+            client.pass(Duration::from_secs(4));
+            assert_eq!(link.next_frame(), None);
+        }
+    }
+}
+
 /// What a server announces and does not send costs nothing.
 fn prealloc(world: World) {
     let mut settings = Settings::default();
     settings.limits.message_len_max = 1 << 30;
     settings.limits.output_len_max = (1 << 30) + 16;
     let client = world.start_with(settings, Probe::echo());
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-        let pages = status.split(' ').nth(1);
-        pages
-            .and_then(|pages| pages.parse::<usize>().ok())
-            .expect("a number")
-            * 4096
-    };
-    let before = resident();
+    let before = support::resident();
     let count = if world == World::Sim { 2_000 } else { 30 };
     let mut links = Vec::new();
     for _ in 0..count {
@@ -531,7 +547,7 @@ fn prealloc(world: World) {
     link.send_text("alive");
     link.expect_text("alive");
     // Other tests of this process allocate as well: 30 GB would be another matter.
-    let grown = resident().saturating_sub(before);
+    let grown = support::resident().saturating_sub(before);
     assert!(grown < 512 << 20, "{grown} bytes");
 }
 

@@ -280,15 +280,7 @@ fn g06_memory_grows_with_bytes_received_prealloc(world: World) {
     settings.limits.output_len_max = (1 << 30) + 16;
     let server = world.start_with(settings, Probe::echo());
     let count = if world.is_sim() { 10_000 } else { 200 };
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/statm").expect("Linux");
-        let pages = status
-            .split(' ')
-            .nth(1)
-            .and_then(|pages| pages.parse::<usize>().ok());
-        pages.expect("a number") * 4096
-    };
-    let before = resident();
+    let before = support::resident();
     let mut links = Vec::new();
     for _ in 0..count {
         let mut link = server.open();
@@ -305,7 +297,7 @@ fn g06_memory_grows_with_bytes_received_prealloc(world: World) {
     probe.send_text("served");
     probe.expect_text("served");
     // Other tests of this process allocate as well: 200 GB would be another matter.
-    let grown = resident().saturating_sub(before);
+    let grown = support::resident().saturating_sub(before);
     assert!(grown < 512 << 20, "{grown} bytes");
 }
 

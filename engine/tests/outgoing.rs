@@ -414,6 +414,46 @@ fn as_many_as_there_may_be() {
     end(server);
 }
 
+/// Whoever asks again and again for what fails at once keeps nobody else waiting.
+#[test]
+fn asking_again_at_once_starves_nobody() {
+    struct Stubborn;
+    impl Handler for Stubborn {
+        type Data = u32;
+
+        fn on_message(&mut self, conn: &mut Context<'_, u32>, message: Message<'_>) {
+            assert_eq!(conn.role(), Role::Server);
+            conn.send(message);
+        }
+
+        fn on_close(&mut self, conn: &mut Context<'_, u32>, closed: &Closed<'_>) {
+            if matches!(closed.cause, CloseCause::NotOpened(_)) {
+                let again = Connect::new("ws+unix:///nonexistent/socket").expect("a URL");
+                let attempts = *conn.data() + 1;
+                conn.connect(again, attempts).expect("it can be asked for");
+            }
+        }
+    }
+    on_each_backend(|backend, direct| {
+        let server = Server::builder()
+            .handler(|_| Stubborn)
+            .backend(backend)
+            .direct_descriptors(direct)
+            .threads(1)
+            .bind("127.0.0.1:0")
+            .expect("a free port")
+            .spawn()
+            .expect("it starts");
+        let nowhere = Connect::new("ws+unix:///nonexistent/socket").expect("a URL");
+        server.remote().connect(nowhere).expect("room");
+        let mut ws = sockeye::client::connect(&url(&server)).expect("it opens");
+        ws.write_message("served").expect("sent");
+        assert_eq!(ws.read_message().expect("an echo").as_str(), Some("served"));
+        ws.close(CloseCode::NORMAL, "").expect("closed");
+        end(server);
+    });
+}
+
 /// An id reaches a connection that is still being made, and its engine ends with it.
 #[test]
 fn connection_that_is_being_made_is_abandoned_at_the_end() {

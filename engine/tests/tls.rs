@@ -387,53 +387,61 @@ fn only_http_1_1_is_agreed() {
 
 #[test]
 fn sessions_are_resumed() {
-    on_each_backend(|backend| {
-        let resumed = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&resumed);
-        let server = Server::builder()
-            .on_open(move |conn| {
-                let tls = conn.tls().expect("there is TLS");
-                seen.lock().expect("no panic").push(tls.is_resumed());
-            })
-            .on_message(|conn, message| {
-                conn.send(message);
-            })
-            .backend(backend)
-            .threads(1)
-            .bind_tls("127.0.0.1:0", server_tls())
-            .expect("a free port")
-            .spawn()
-            .expect("it starts");
-        let tls = ClientTls::builder().roots_pem(authority().pem.as_bytes());
-        let tls = tls.build().expect("an authority");
-        for _ in 0..3 {
-            let connect = connect("wss", "localhost", &server, &tls);
-            let mut ws = client::Builder::new(connect).connect().expect("it opens");
-            // The tickets come with the first bytes that are read.
-            check_echo(&mut ws);
+    // Tickets in one record, and in many.
+    for max_fragment_size in [None, Some(64)] {
+        let mut config = (*server_tls().config()).clone();
+        config.max_fragment_size = max_fragment_size;
+        let server_tls = ServerTls::from_config(Arc::new(config)).expect("it can be used");
+        on_each_backend(|backend| resumes(backend, &server_tls));
+    }
+}
+
+fn resumes(backend: BackendChoice, server_tls: &ServerTls) {
+    let resumed = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&resumed);
+    let server = Server::builder()
+        .on_open(move |conn| {
+            let tls = conn.tls().expect("there is TLS");
+            seen.lock().expect("no panic").push(tls.is_resumed());
+        })
+        .on_message(|conn, message| {
+            conn.send(message);
+        })
+        .backend(backend)
+        .threads(1)
+        .bind_tls("127.0.0.1:0", server_tls)
+        .expect("a free port")
+        .spawn()
+        .expect("it starts");
+    let tls = ClientTls::builder().roots_pem(authority().pem.as_bytes());
+    let tls = tls.build().expect("an authority");
+    for _ in 0..3 {
+        let connect = connect("wss", "localhost", &server, &tls);
+        let mut ws = client::Builder::new(connect).connect().expect("it opens");
+        // The tickets come with the first bytes that are read.
+        check_echo(&mut ws);
+    }
+    // The reactor's client has a trust of its own, so no tickets yet.
+    let tls = ClientTls::builder().roots_pem(authority().pem.as_bytes());
+    let tls = tls.build().expect("an authority");
+    let mut engine = sockeye::Engine::builder()
+        .on_open(|conn| {
+            conn.send("hello");
+        })
+        .on_message(|conn, _| conn.close(sockeye::CloseCode::NORMAL, ""))
+        .backend(backend)
+        .engine()
+        .expect("it starts");
+    for _ in 0..3 {
+        let connect = connect("wss", "localhost", &server, &tls);
+        engine.connect(&connect, ()).expect("it can be asked for");
+        while engine.connections() > 0 {
+            engine.turn(Some(Duration::from_secs(1))).expect("it turns");
         }
-        // The reactor's client has a trust of its own, so no tickets yet.
-        let tls = ClientTls::builder().roots_pem(authority().pem.as_bytes());
-        let tls = tls.build().expect("an authority");
-        let mut engine = sockeye::Engine::builder()
-            .on_open(|conn| {
-                conn.send("hello");
-            })
-            .on_message(|conn, _| conn.close(sockeye::CloseCode::NORMAL, ""))
-            .backend(backend)
-            .engine()
-            .expect("it starts");
-        for _ in 0..3 {
-            let connect = connect("wss", "localhost", &server, &tls);
-            engine.connect(&connect, ()).expect("it can be asked for");
-            while engine.connections() > 0 {
-                engine.turn(Some(Duration::from_secs(1))).expect("it turns");
-            }
-        }
-        end(server);
-        let want = [false, true, true].repeat(2);
-        assert_eq!(*resumed.lock().expect("no panic"), want);
-    });
+    }
+    end(server);
+    let want = [false, true, true].repeat(2);
+    assert_eq!(*resumed.lock().expect("no panic"), want);
 }
 
 cases_over_tls!(
@@ -483,12 +491,12 @@ fn few_records_in_a_turn(world: World) {
     );
     let mut link = server.open();
     link.send_frame(Opcode::Binary, &[7; 100]);
-    let before = link.records;
+    link.record_lens.clear();
     for _ in 0..300 {
         link.expect(Opcode::Binary, &[7; 100]);
     }
     // 30,600 bytes of frames fit into two records.
-    assert_eq!(link.records - before, 2);
+    assert_eq!(link.record_lens.len(), 2);
 }
 
 /// CVE-2024-32650: a close_notify in the middle of the handshake.
@@ -614,10 +622,14 @@ fn tls_altered_record(world: World) {
     serves_others(&server);
 }
 
+/// The length of a key update's record: header, message, type, tag.
+const KEY_UPDATE_LEN: usize = 5 + 5 + 1 + 16;
+
 /// Either end changes its keys, and asks the other to.
 fn tls_key_updates(world: World) {
     let running = world.start(Probe::echo());
     for mut link in [running.open(), running.dial_open()] {
+        link.record_lens.clear();
         for round in 0..40 {
             let text = format!("round {round}");
             let tls = link.tls.as_mut().expect("there is TLS");
@@ -625,6 +637,10 @@ fn tls_key_updates(world: World) {
             link.send_text(&text);
             link.expect_text(&text);
         }
+        // Each was answered, before the next message.
+        let is_update = |len: &&usize| **len == KEY_UPDATE_LEN;
+        let updates = link.record_lens.iter().filter(is_update).count();
+        assert_eq!((updates, link.record_lens.len()), (40, 80));
         if !world.is_sim() {
             link.send_frame(Opcode::Binary, &[1; 60_000]);
             link.expect(Opcode::Binary, &[1; 60_000]);
@@ -740,6 +756,8 @@ fn every_version_and_suite() {
 fn keys_change_before_their_limit() {
     /// rustls wants suites for ever: here they stay.
     static SUITES: Mutex<Vec<&rustls::Tls13CipherSuite>> = Mutex::new(Vec::new());
+    const LIMIT: u64 = 10;
+    const MESSAGES: usize = 100;
     for suite in rustls::crypto::ring::ALL_CIPHER_SUITES {
         let rustls::SupportedCipherSuite::Tls13(suite) = suite else {
             continue;
@@ -749,7 +767,7 @@ fn keys_change_before_their_limit() {
                 common: rustls::crypto::CipherSuiteCommon {
                     suite: suite.common.suite,
                     hash_provider: suite.common.hash_provider,
-                    confidentiality_limit: 10,
+                    confidentiality_limit: LIMIT,
                 },
                 hkdf_provider: suite.hkdf_provider,
                 aead_alg: suite.aead_alg,
@@ -759,8 +777,27 @@ fn keys_change_before_their_limit() {
         let suites = vec![rustls::SupportedCipherSuite::Tls13(soon)];
         let mut config = server_config(suites, &[&rustls::version::TLS13]);
         config.enable_secret_extraction = true;
-        // Four records each.
-        assert_eq!(exchanges(config, 30), Some(soon.common.suite));
+        let tls = ServerTls::from_config(Arc::new(config)).expect("it can be used");
+        let settings = Settings {
+            tls: Some(tls),
+            ..Settings::default()
+        };
+        let server = World::PollTls.start_with(settings, Probe::echo());
+        let mut link = server.open();
+        link.record_lens.clear();
+        for _ in 0..MESSAGES {
+            link.send_frame(Opcode::Binary, &[7; 100]);
+            link.expect(Opcode::Binary, &[7; 100]);
+        }
+        // Before every ninth record at the latest, and nothing but those and the messages.
+        let is_update = |len: &&usize| **len == KEY_UPDATE_LEN;
+        let updates = link.record_lens.iter().filter(is_update).count();
+        assert_eq!(link.record_lens.len(), MESSAGES + updates);
+        assert!(
+            (MESSAGES / 9..=MESSAGES / 5).contains(&updates),
+            "{updates}"
+        );
+        link.close(1000);
     }
 }
 

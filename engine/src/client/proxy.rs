@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::connect::Connect;
 use crate::connect::basic_authorization;
+use crate::connect::without_userinfo;
 use crate::error::ConfigError;
 use crate::http1;
 use crate::http1::HEADER_COUNT_MAX;
@@ -290,16 +291,6 @@ fn is_exempt(host: &str, list: &str) -> bool {
         });
         !entry.is_empty() && (entry == "*" || host.eq_ignore_ascii_case(entry) || inside)
     })
-}
-
-/// A URL for an error message.
-fn without_userinfo(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => {
-            format!("{}…{}", &url[..scheme + 3], &url[at..])
-        }
-        _ => url.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -486,7 +486,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     /// Makes the connections that callbacks have asked for.
     fn make_connections(&mut self) {
-        while let Some((connect, data)) = self.connects.pop_front() {
+        // What their callbacks ask for waits for the next turn: one that fails at once, and is
+        // asked for again, must not keep the others waiting.
+        for _ in 0..self.connects.len() {
+            let Some((connect, data)) = self.connects.pop_front() else {
+                break;
+            };
             // What could be wrong with it was found when it was asked for; what was not is
             // reported here.
             if let Err(error) = self.connect(&connect, data) {

@@ -79,6 +79,13 @@ pub fn uring_works() -> bool {
     works
 }
 
+/// Resident bytes of this process.
+pub fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = statm.split(' ').nth(1).unwrap();
+    pages.parse::<usize>().unwrap() * 4096
+}
+
 // What the handler has seen.
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -331,6 +338,8 @@ pub struct Settings {
     pub origins: OriginPolicy,
     pub connections_max: Option<usize>,
     pub threads: Option<usize>,
+    /// TLS of its own, where there is TLS.
+    pub tls: Option<sockeye::tls::ServerTls>,
 }
 
 pub struct Running {
@@ -377,7 +386,10 @@ impl World {
                 listener: None,
             };
         }
-        let tls = self.is_tls().then(certificates::server_tls);
+        let own_tls = settings.tls.clone();
+        let tls = self
+            .is_tls()
+            .then(|| own_tls.as_ref().unwrap_or(certificates::server_tls()));
         if self.is_sim() {
             let settings = SimSettings {
                 tls: tls.cloned(),
@@ -745,8 +757,8 @@ pub struct Link {
     is_server: bool,
     /// Masking keys that it got.
     pub mask_keys: Vec<[u8; 4]>,
-    /// Whole TLS records that it got.
-    pub records: usize,
+    /// The lengths of the TLS records that it got.
+    pub record_lens: Vec<usize>,
     /// The beginning of the next record.
     record: Vec<u8>,
     dribbles: bool,
@@ -780,7 +792,7 @@ impl Link {
             received: Vec::new(),
             is_server,
             mask_keys: Vec::new(),
-            records: 0,
+            record_lens: Vec::new(),
             record: Vec::new(),
             dribbles,
         };
@@ -883,7 +895,7 @@ impl Link {
                 break;
             }
             self.record.drain(..len);
-            self.records += 1;
+            self.record_lens.push(len);
         }
         let mut rest = wire;
         while !rest.is_empty() {
