@@ -639,11 +639,12 @@ impl Backend for UringBackend {
         }
         let ring = socket.ring();
         if let Some(token) = token {
-            // A poll holds the socket open: it goes first.
-            let poll = opcode::PollRemove::new(READABLE | token.to_bits()).build();
+            // A poll holds the socket open: it goes first. A cancel also takes one that has been
+            // woken and not been looked at, which the kernel's own removal of a poll does not.
+            let poll = opcode::AsyncCancel::new(READABLE | token.to_bits()).build();
             self.push_quietly(ring, poll);
             if self.awaiting_room.remove(&token.to_bits()) {
-                let poll = opcode::PollRemove::new(WRITABLE | token.to_bits()).build();
+                let poll = opcode::AsyncCancel::new(WRITABLE | token.to_bits()).build();
                 self.push_quietly(ring, poll);
             }
         }

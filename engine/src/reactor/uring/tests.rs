@@ -105,3 +105,49 @@ fn short_sends_in_a_batch_are_counted_to_the_byte() {
         assert_eq!(received.len(), sent);
     }
 }
+
+/// A poll that was woken and has not been looked at yet must not keep its socket open: nobody
+/// would ever see the FIN.
+#[test]
+fn close_ends_a_poll_that_has_just_been_woken() {
+    use std::io::Read;
+    use std::io::Write;
+    use std::os::fd::IntoRawFd;
+
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
+    let mut events = Vec::new();
+    for wakes in 0..3 {
+        let (near, mut far) = UnixStream::pair().expect("descriptors");
+        let near = UringSocket {
+            index: near.into_raw_fd() as u32,
+            ring: NO_RING,
+        };
+        let token = Token::from_bits(wakes);
+        backend.register(near, token).expect("room");
+        backend
+            .wait(Some(Duration::ZERO), &mut events)
+            .expect("it works");
+        for _ in 0..wakes {
+            far.write_all(b"x").expect("sent");
+        }
+        backend.close(near, Some(token));
+        backend
+            .wait(Some(Duration::ZERO), &mut events)
+            .expect("it works");
+        backend
+            .wait(Some(Duration::ZERO), &mut events)
+            .expect("it works");
+        far.set_nonblocking(true).expect("a socket");
+        let got = far.read(&mut [0]);
+        // The end, or a reset if something was not read.
+        let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        assert!(
+            matches!(got, Ok(0)) || got.as_ref().is_err_and(is_reset),
+            "{wakes} wakes: {got:?}"
+        );
+    }
+}
