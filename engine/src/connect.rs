@@ -193,6 +193,12 @@ impl Connect {
         &self.url.host
     }
 
+    /// The IP address that it connects to: the URL's, or one that was given or looked up.
+    pub fn ip(&self) -> Option<IpAddr> {
+        let address = self.address.as_ref()?.ip()?;
+        Some(address.ip())
+    }
+
     /// The URL's port, or its scheme's.
     pub fn port(&self) -> u16 {
         self.url.port
