@@ -762,6 +762,8 @@ pub struct Link {
     /// The beginning of the next record.
     record: Vec<u8>,
     dribbles: bool,
+    /// Its stream is another link's.
+    handed_over: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -795,6 +797,7 @@ impl Link {
             record_lens: Vec::new(),
             record: Vec::new(),
             dribbles,
+            handed_over: false,
         };
         while link.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
             let flight = link.take_sealed();
@@ -808,16 +811,13 @@ impl Link {
         link
     }
 
-    fn into_end(self) -> End {
-        let end = match &self.end {
+    fn into_end(mut self) -> End {
+        // Its drop would end a simulated stream.
+        self.handed_over = true;
+        match &self.end {
             End::Live(stream) => End::Live(stream.try_clone().unwrap()),
             End::Sim(client, server) => End::Sim(client.clone(), Rc::clone(server)),
-        };
-        if let End::Sim(..) = end {
-            // Its drop would end the stream.
-            std::mem::forget(self);
         }
-        end
     }
 
     /// What TLS has to send.
@@ -1094,7 +1094,9 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         // As the kernel does for a live one.
-        if let End::Sim(client, _) = &self.end {
+        if let End::Sim(client, _) = &self.end
+            && !self.handed_over
+        {
             client.shutdown();
         }
     }
