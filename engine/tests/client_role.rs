@@ -354,7 +354,7 @@ fn closecode(world: World) {
         3000, 3001, 4999, 5000, 65535,
     ];
     let codes: Vec<u16> = if world == World::Sim {
-        (0..=65535).step_by(7).chain(edges).collect()
+        (0..=65535).collect()
     } else {
         edges.into()
     };

@@ -10,7 +10,6 @@ use sockeye::Message;
 
 use crate::load;
 use crate::load::Outcome;
-use crate::load::Patience;
 use crate::load::SharedRef;
 use crate::load::Target;
 use crate::load::Watch;
@@ -98,19 +97,7 @@ pub fn run(plan: &Plan) -> Result<Outcome, String> {
         let broadcast = engine.remote().broadcast(&payload);
         broadcast.map_err(|error| error.to_string())?;
     }
-    let mut patience = Patience::new();
-    while watch.elapsed() < plan.duration {
-        load::turn(&mut engine, &shared)?;
-        patience.check(shared.borrow().count)?;
-    }
-    // What is under way still has to come, all of it.
-    shared.borrow_mut().ending = true;
-    while engine.connections() > 0 {
-        load::turn(&mut engine, &shared)?;
-        patience.check(shared.borrow().count)?;
-    }
-    let count = shared.borrow().count;
-    Ok(watch.stop(count))
+    load::run(&mut engine, &shared, &watch, plan.duration)
 }
 
 #[cfg(test)]

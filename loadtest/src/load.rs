@@ -125,7 +125,7 @@ pub fn open<H: Handler>(
 ///
 /// # Errors
 /// The first thing that was wrong.
-pub fn turn<H: Handler>(engine: &mut Engine<H>, shared: &SharedRef) -> Result<(), String> {
+fn turn<H: Handler>(engine: &mut Engine<H>, shared: &SharedRef) -> Result<(), String> {
     let turned = engine.turn(Some(Duration::from_millis(50)));
     turned.map_err(|error| error.to_string())?;
     match shared.borrow_mut().failure.take() {
@@ -134,14 +134,38 @@ pub fn turn<H: Handler>(engine: &mut Engine<H>, shared: &SharedRef) -> Result<()
     }
 }
 
+/// Turns for so long, then until what is under way has come and every connection is over.
+///
+/// # Errors
+/// The first thing that was wrong.
+pub fn run<H: Handler>(
+    engine: &mut Engine<H>,
+    shared: &SharedRef,
+    watch: &Watch,
+    duration: Duration,
+) -> Result<Outcome, String> {
+    let mut patience = Patience::new();
+    while watch.elapsed() < duration {
+        turn(engine, shared)?;
+        patience.check(shared.borrow().count)?;
+    }
+    shared.borrow_mut().ending = true;
+    while engine.connections() > 0 {
+        turn(engine, shared)?;
+        patience.check(shared.borrow().count)?;
+    }
+    let count = shared.borrow().count;
+    Ok(watch.stop(count))
+}
+
 /// Fails when nothing has happened for too long.
-pub struct Patience {
+struct Patience {
     seen: u64,
     since: Instant,
 }
 
 impl Patience {
-    pub fn new() -> Self {
+    fn new() -> Self {
         Self {
             seen: 0,
             since: Instant::now(),
@@ -150,7 +174,7 @@ impl Patience {
 
     /// # Errors
     /// `count` has not changed for ten seconds.
-    pub fn check(&mut self, count: u64) -> Result<(), String> {
+    fn check(&mut self, count: u64) -> Result<(), String> {
         if count != self.seen {
             self.seen = count;
             self.since = Instant::now();
@@ -176,11 +200,11 @@ impl Watch {
         }
     }
 
-    pub fn elapsed(&self) -> Duration {
+    fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    pub fn stop(&self, count: u64) -> Outcome {
+    fn stop(&self, count: u64) -> Outcome {
         let cpu = process::cpu_time(std::process::id()).unwrap_or_default();
         Outcome {
             count,

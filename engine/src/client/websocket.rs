@@ -10,9 +10,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::config::Limits;
+use crate::conn;
 use crate::conn::ControlBudget;
-use crate::http1::HEADER_COUNT_MAX;
-use crate::http1::ResponseHead;
+use crate::http1;
 use crate::protocol;
 use crate::protocol::CONTROL_PAYLOAD_LEN_MAX;
 use crate::protocol::CloseCode;
@@ -163,12 +163,7 @@ impl<S: Read + Write> WebSocket<S> {
             role: Role::Client,
             limits: limits.clone(),
             decoder: Decoder::default(),
-            decoder_limits: DecoderLimits {
-                role: Role::Client,
-                message_len_max: limits.message_len_max as u64,
-                fragment_count_max: limits.fragment_count_max,
-                rsv1_allowed: false,
-            },
+            decoder_limits: conn::decoder_limits(limits, Role::Client),
             input: vec![0; INPUT_LEN_MIN],
             start: 0,
             end: 0,
@@ -212,10 +207,7 @@ impl<S: Read + Write> WebSocket<S> {
     /// The first header of this name in the server's answer, without case. Bytes that are not
     /// UTF-8 are replaced.
     pub fn response_header(&self, name: &str) -> Option<String> {
-        let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
-        let head = ResponseHead::parse(&self.response, &mut storage)?;
-        let value = head.header_values(name).next()?;
-        Some(String::from_utf8_lossy(value).into_owned())
+        http1::response_header(&self.response, name)
     }
 
     /// Calls `handler` with the payload of each ping, instead of only answering it; it says

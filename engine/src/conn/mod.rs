@@ -126,6 +126,16 @@ pub struct Env {
     scratch: Vec<u8>,
 }
 
+/// What the peer of an endpoint in this role may do.
+pub fn decoder_limits(limits: &Limits, role: Role) -> DecoderLimits {
+    DecoderLimits {
+        role,
+        message_len_max: limits.message_len_max as u64,
+        fragment_count_max: limits.fragment_count_max,
+        rsv1_allowed: false,
+    }
+}
+
 /// The most boxes for incomplete things that are kept.
 const PARTIALS_MAX: usize = 256;
 
@@ -137,12 +147,8 @@ impl Env {
         origins: OriginPolicy,
         seed: Seed,
     ) -> Self {
-        let decoder_limits = [Role::Client, Role::Server].map(|role| DecoderLimits {
-            role,
-            message_len_max: limits.message_len_max as u64,
-            fragment_count_max: limits.fragment_count_max,
-            rsv1_allowed: false,
-        });
+        let roles = [Role::Client, Role::Server];
+        let decoder_limits = roles.map(|role| decoder_limits(&limits, role));
         let spans = [limits.ping_interval, limits.idle_timeout];
         let open_wait = spans.into_iter().filter(|span| !span.is_zero()).min();
         Self {

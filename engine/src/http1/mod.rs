@@ -17,6 +17,7 @@ pub use response::Response;
 pub use response::ResponseHead;
 pub(crate) use response::push_header;
 pub use response::reason_phrase;
+pub(crate) use response::response_header;
 
 use memchr::memmem;
 

@@ -3,6 +3,7 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 
+use super::HEADER_COUNT_MAX;
 use super::is_header_value;
 use super::is_token;
 
@@ -176,6 +177,15 @@ impl<'a> ResponseHead<'a> {
         let only = values.next();
         if values.next().is_some() { None } else { only }
     }
+}
+
+/// The value of the first header of this name in a whole response head, without case; bytes
+/// that are not UTF-8 are replaced.
+pub(crate) fn response_header(head: &[u8], name: &str) -> Option<String> {
+    let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
+    let head = ResponseHead::parse(head, &mut storage)?;
+    let value = head.header_values(name).next()?;
+    Some(String::from_utf8_lossy(value).into_owned())
 }
 
 #[cfg(test)]

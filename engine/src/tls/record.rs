@@ -15,7 +15,9 @@ use rustls::ProtocolVersion;
 use rustls::SupportedCipherSuite;
 use rustls::Tls13CipherSuite;
 use rustls::client::ClientConnectionData;
+use rustls::crypto::cipher::AeadKey;
 use rustls::crypto::cipher::InboundOpaqueMessage;
+use rustls::crypto::cipher::Iv;
 use rustls::crypto::cipher::MessageDecrypter;
 use rustls::crypto::cipher::MessageEncrypter;
 use rustls::crypto::cipher::OutboundChunks;
@@ -375,26 +377,24 @@ fn encrypter(
     suite: &Tls13CipherSuite,
     keys: ConnectionTrafficSecrets,
 ) -> Result<Box<dyn MessageEncrypter>, RustlsError> {
-    match keys {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv }
-        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
-        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
-            Ok(suite.aead_alg.encrypter(key, iv))
-        }
-        _ => Err(RustlsError::EncryptError),
-    }
+    let (key, iv) = key_and_iv(keys).ok_or(RustlsError::EncryptError)?;
+    Ok(suite.aead_alg.encrypter(key, iv))
 }
 
 fn decrypter(
     suite: &Tls13CipherSuite,
     keys: ConnectionTrafficSecrets,
 ) -> Result<Box<dyn MessageDecrypter>, RustlsError> {
+    let (key, iv) = key_and_iv(keys).ok_or(RustlsError::DecryptError)?;
+    Ok(suite.aead_alg.decrypter(key, iv))
+}
+
+/// The same of every suite; none of one that is newer than this.
+fn key_and_iv(keys: ConnectionTrafficSecrets) -> Option<(AeadKey, Iv)> {
     match keys {
         ConnectionTrafficSecrets::Aes128Gcm { key, iv }
         | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
-        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
-            Ok(suite.aead_alg.decrypter(key, iv))
-        }
-        _ => Err(RustlsError::DecryptError),
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Some((key, iv)),
+        _ => None,
     }
 }

@@ -4,7 +4,7 @@ use core::fmt;
 
 use base64::Engine;
 
-use crate::http1::HEADER_COUNT_MAX;
+use crate::http1;
 use crate::http1::InvalidHeader;
 use crate::http1::ResponseHead;
 use crate::http1::list_items;
@@ -190,10 +190,7 @@ impl Refusal {
     /// The value of the first header of this name, without case: `Location`, `Retry-After`.
     /// Bytes that are not UTF-8 are replaced.
     pub fn header(&self, name: &str) -> Option<String> {
-        let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
-        let head = ResponseHead::parse(&self.head, &mut storage)?;
-        let value = head.header_values(name).next()?;
-        Some(String::from_utf8_lossy(value).into_owned())
+        http1::response_header(&self.head, name)
     }
 }
 

@@ -1,0 +1,143 @@
+//! Connections that come: accepted ones, and those that are made here.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use crate::conn::Conn;
+use crate::connect::Connect;
+use crate::error::ConfigError;
+use crate::reactor::Backend;
+use crate::reactor::Token;
+use crate::slab::Key;
+use crate::tls::Session;
+
+use super::ACCEPT_REST;
+use super::ConnId;
+use super::Handler;
+use super::Slot;
+use super::Worker;
+
+impl<B: Backend, H: Handler> Worker<B, H> {
+    pub(super) fn accept(&mut self, socket: B::Socket, listener: usize) {
+        self.counters.accepted += 1;
+        let tls = match self.env.tls.get(listener) {
+            Some(Some(tls)) => Session::server(tls).map(Some),
+            _ => Ok(None),
+        };
+        let tls = match tls {
+            Ok(tls) if self.stop_at.is_none() && self.shared.claim() => tls,
+            Ok(_) => return self.refuse(socket),
+            Err(error) => {
+                log::warn!("a connection is refused: {error}");
+                return self.refuse(socket);
+            }
+        };
+        let key = self.add(socket, Conn::accept(tls, &self.env));
+        match self.backend.register(socket, Token::new(key)) {
+            Ok(()) => self.after(key, false),
+            Err(error) => {
+                log::warn!("a connection is refused: {error}");
+                self.counters.refused += 1;
+                self.rest_accepting();
+                self.lose(key, error);
+            }
+        }
+    }
+
+    fn refuse(&mut self, socket: B::Socket) {
+        self.counters.refused += 1;
+        self.backend.close(socket, None);
+    }
+
+    fn add(&mut self, socket: B::Socket, conn: Conn<H::Data>) -> Key {
+        self.conns.insert(Slot {
+            socket,
+            conn,
+            ready: false,
+            hangup: false,
+            large: false,
+            touched: false,
+            writable_armed: false,
+        })
+    }
+
+    /// Makes a connection, whose end, or whose failure to begin, `on_close` reports.
+    ///
+    /// # Errors
+    /// What is asked for makes no sense; `on_close` is not called.
+    pub fn connect(&mut self, connect: &Connect, data: H::Data) -> Result<ConnId, ConfigError> {
+        let target = connect.target()?;
+        let handshake = connect.handshake(&mut self.env.random)?;
+        let tls = connect.session(&mut self.env.pool)?;
+        let conn = Conn::connect(handshake, data, tls, &mut self.env);
+        let made = if self.stop_at.is_some() {
+            Err(io::Error::other("the engine is shutting down"))
+        } else if self.shared.connections() >= self.shared.connections_max {
+            let text = "there are as many connections as there may be";
+            Err(io::Error::other(text))
+        } else {
+            self.backend.connect(&target)
+        };
+        // Counted even if it could not be made, until its `on_close`.
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        let (socket, error) = match made {
+            Ok(socket) => (socket, None),
+            Err(error) => (B::NO_SOCKET, Some(error)),
+        };
+        let key = self.add(socket, conn);
+        if let Some(slot) = self.conns.get_mut(key) {
+            slot.writable_armed = true;
+        }
+        let token = Token::new(key);
+        let registered = match error {
+            Some(error) => Err(error),
+            None => self.backend.register(socket, token),
+        };
+        match registered {
+            Ok(()) => {
+                // It is writable when it is connected.
+                self.backend.arm_writable(socket, token);
+                self.after(key, false);
+            }
+            Err(error) => self.lose(key, error),
+        }
+        Ok(self.id(key))
+    }
+
+    fn id(&self, key: Key) -> ConnId {
+        ConnId {
+            worker: self.number,
+            key,
+        }
+    }
+
+    /// Makes the connections that callbacks have asked for.
+    pub(super) fn make_connections(&mut self) {
+        // What their callbacks ask for waits for the next turn: one that fails at once, and is
+        // asked for again, must not keep the others waiting.
+        for _ in 0..self.connects.len() {
+            let Some((connect, data)) = self.connects.pop_front() else {
+                break;
+            };
+            // What could be wrong with it was found when it was asked for; what was not is
+            // reported here.
+            if let Err(error) = self.connect(&connect, data) {
+                log::error!("cannot connect to {connect}: {error}");
+            }
+        }
+    }
+
+    pub(super) fn rest_accepting(&mut self) {
+        if self.accept_at.is_none() && self.stop_at.is_none() {
+            self.counters.accept_rests += 1;
+            self.accept_at = Some(self.now + ACCEPT_REST);
+            self.backend.pause_accept();
+        }
+    }
+
+    pub(super) fn resume_accepting(&mut self) {
+        if self.accept_at.take().is_some() && self.stop_at.is_none() {
+            self.backend.resume_accept();
+        }
+    }
+}
