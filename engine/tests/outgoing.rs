@@ -25,6 +25,7 @@ use sockeye::Handle;
 use sockeye::Handler;
 use sockeye::Message;
 use sockeye::OpenError;
+use sockeye::SendResult;
 use sockeye::Server;
 use sockeye::protocol::Role;
 
@@ -115,6 +116,58 @@ fn url(server: &Handle) -> String {
 fn end(server: Handle) {
     server.shutdown();
     server.join().expect("it ends");
+}
+
+#[test]
+fn owner_does_between_turns_what_a_callback_could() {
+    on_each_backend(|backend, direct| {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hears = Arc::clone(&heard);
+        let server = Server::builder()
+            .on_message(move |conn, message| {
+                let text = message.as_str().unwrap_or_default().to_owned();
+                hears.lock().expect("no panic").push(text);
+                conn.send(message);
+            })
+            .threads(1)
+            .bind("127.0.0.1:0")
+            .and_then(Server::spawn)
+            .expect("it starts");
+        let (mut engine, hello) = engine(backend, direct);
+        let connect = Connect::new(&url(&server)).expect("a URL");
+        let id = engine.connect(&connect, 0).expect("valid");
+        assert_eq!(engine.with(id, |_, _| ()), None, "it is not open");
+        while !hello.0.borrow().contains(&Seen::Open(id, 0)) {
+            engine.turn(Some(Duration::from_secs(1))).expect("it turns");
+        }
+        let sent = engine.with(id, |hello, conn| {
+            hello.0.borrow_mut().clear();
+            *conn.data() += 1;
+            conn.send("of its own accord")
+        });
+        assert_eq!(sent, Some(SendResult::Sent));
+        turn_until_empty(&mut engine);
+        // The server echoes only what it is sent, and the first echo closes.
+        let first = hello.0.borrow()[0].clone();
+        assert_eq!(first, Seen::Message(1, "hello 0".to_owned()));
+        assert_eq!(
+            *heard.lock().expect("no panic"),
+            ["hello 0", "of its own accord"]
+        );
+        assert_eq!(engine.with(id, |_, _| ()), None, "it is over");
+
+        let id = engine.connect(&connect, 5).expect("valid");
+        hello.0.borrow_mut().clear();
+        while hello.0.borrow().is_empty() {
+            engine.turn(Some(Duration::from_secs(1))).expect("it turns");
+        }
+        engine.with(id, |_, conn| conn.terminate());
+        let ended = hello.0.borrow().last().cloned();
+        assert_eq!(ended, Some(Seen::Closed(5, 1006, false)));
+        engine.turn(Some(Duration::ZERO)).expect("it turns");
+        assert_eq!(engine.connections(), 0);
+        end(server);
+    });
 }
 
 #[test]

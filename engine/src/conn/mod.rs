@@ -484,6 +484,16 @@ impl<D> Conn<D> {
         Some(Output { state, data, env })
     }
 
+    /// The same between callbacks, while messages can be sent.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub fn open_output<'a>(&'a mut self, env: &'a mut Env) -> Option<Output<'a, D>> {
+        if self.is_open() {
+            self.output(env)
+        } else {
+            None
+        }
+    }
+
     /// What is to become of the connection's deadline after a call; `renew` if bytes were
     /// received or the deadline has expired.
     #[inline]

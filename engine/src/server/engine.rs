@@ -13,6 +13,7 @@ use crate::reactor;
 use crate::reactor::listen::Address;
 use crate::reactor::spin::Spin;
 use crate::worker::ConnId;
+use crate::worker::Context;
 use crate::worker::Handler;
 use crate::worker::Remote;
 use crate::worker::Shared;
@@ -200,6 +201,24 @@ impl<H: Handler> Engine<H> {
     /// The handler, between turns.
     pub fn handler(&mut self) -> &mut H {
         on_worker!(&mut self.worker, worker => worker.handler_mut())
+    }
+
+    /// Calls with the handler and an open connection, between turns: for what an owner does of
+    /// its own accord, such as sending at a time of its choice. What is asked for happens in the
+    /// next turn. `None` if the connection is not open, or gone.
+    ///
+    /// ```
+    /// # use sockeye::{ConnId, Engine, Handler, SendResult};
+    /// fn tick<H: Handler>(engine: &mut Engine<H>, id: ConnId) -> Option<SendResult> {
+    ///     engine.with(id, |_, conn| conn.send("tick"))
+    /// }
+    /// ```
+    pub fn with<R>(
+        &mut self,
+        id: ConnId,
+        call: impl FnOnce(&mut H, &mut Context<'_, H::Data>) -> R,
+    ) -> Option<R> {
+        on_worker!(&mut self.worker, worker => worker.with(id, call))
     }
 
     /// Reaches the connections, from any thread.

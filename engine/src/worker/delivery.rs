@@ -80,6 +80,17 @@ impl<B: Backend, H: Handler> Delivery<'_, B, H> {
         };
         (self.handler, context)
     }
+
+    /// Calls with both.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub(super) fn with<R>(
+        &mut self,
+        output: Output<'_, H::Data>,
+        call: impl FnOnce(&mut H, &mut Context<'_, H::Data>) -> R,
+    ) -> R {
+        let (handler, mut context) = self.split(output);
+        call(handler, &mut context)
+    }
 }
 
 impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {

@@ -296,6 +296,25 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         &mut self.handler
     }
 
+    /// Calls with the handler and an open connection, as a callback would be; nothing if the
+    /// connection is not open. What is sent leaves in the next turn.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub fn with<R>(
+        &mut self,
+        id: ConnId,
+        call: impl FnOnce(&mut H, &mut Context<'_, H::Data>) -> R,
+    ) -> Option<R> {
+        if id.worker != self.number {
+            return None;
+        }
+        let (conn, env, mut delivery) = self.take_apart(id.key)?;
+        let result = delivery.with(conn.open_output(env)?, call);
+        // It may have been terminated.
+        self.deliver(id.key, |_, _, _| {});
+        self.after(id.key, false);
+        Some(result)
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let mailbox = self.remote.mailbox(self.number);
         let begun = !self.ready.is_empty() || !self.touched.is_empty();
