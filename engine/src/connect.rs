@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::ToSocketAddrs;
+use std::path::Path;
 use std::path::PathBuf;
 
 use base64::Engine;
@@ -202,6 +203,21 @@ impl Connect {
     /// The URL's port, or its scheme's.
     pub fn port(&self) -> u16 {
         self.url.port
+    }
+
+    /// The request's target: path and query, `/chat?room=1`.
+    pub fn target_path(&self) -> &str {
+        &self.url.target
+    }
+
+    /// The value of `Host`: with the port, unless that is the scheme's own (RFC 6455 §4.1).
+    pub fn authority(&self) -> &str {
+        &self.url.authority
+    }
+
+    /// The path of the Unix socket, if the URL is that of one.
+    pub fn unix_path(&self) -> Option<&Path> {
+        self.url.unix.as_deref()
     }
 
     /// Whether the URL is that of a Unix socket.
