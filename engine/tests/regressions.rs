@@ -4,12 +4,16 @@ mod support;
 
 use std::time::Duration;
 
+use sockeye::Timeout;
 use sockeye::protocol::Opcode;
 
 use support::End;
+use support::Ended;
 use support::Place;
 use support::Probe;
 use support::Running;
+use support::Settings;
+use support::Why;
 use support::World;
 use support::frame;
 
@@ -58,4 +62,31 @@ fn peer_that_was_heard_in_time_is_not_blamed_for_a_late_thread() {
         );
     }
     assert_eq!(server.log().closes(), []);
+}
+
+/// All deadlines that were due were dealt with in one turn: of a million idle connections
+/// thirty thousand in a second got their pings in some turns of a tenth of a second, for which
+/// everyone waited.
+#[test]
+fn deadlines_that_are_due_together_hold_nobody_up() {
+    let mut settings = Settings::default();
+    settings.limits.ping_interval = Duration::ZERO;
+    settings.limits.idle_timeout = Duration::from_secs(40);
+    let server = World::Sim.start_with(settings, Probe::echo());
+    let idle: Vec<_> = (0..300).map(|_| server.open()).collect();
+    skip(&server, Duration::from_secs(60));
+    let mut turns = 0;
+    let mut lively = server.open();
+    while server.log().closes().len() < idle.len() {
+        let before = server.log().closes().len();
+        server.turn(1);
+        let closed = server.log().closes().len() - before;
+        assert!(closed <= 16, "{closed} in a turn");
+        turns += 1;
+        assert!(turns < 1_000, "{before} were closed");
+    }
+    let timed_out = |ended: &Ended| ended.why == Why::TimedOut(Timeout::Idle);
+    assert!(server.log().closes().iter().all(timed_out));
+    lively.send_text("served");
+    lively.expect_text("served");
 }

@@ -39,8 +39,8 @@ use sockeye_loadtest::sizes::Sizes;
 use sockeye_loadtest::slow;
 use sockeye_loadtest::watch::Watch;
 
-/// Connections from one source address: fewer than it has ports.
-const CONNECTIONS_PER_SOURCE: usize = 20_000;
+/// Connections from one source address: a port is found at once while few of them are taken.
+const CONNECTIONS_PER_SOURCE: usize = 2_000;
 
 #[derive(Clone, Debug, Parser)]
 #[command(version, about = "Loads a WebSocket server and checks every reply")]

@@ -56,6 +56,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             ready: false,
             hangup: false,
             large: false,
+            silent: false,
             touched: false,
             writable_armed: false,
         })
