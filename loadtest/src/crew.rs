@@ -280,8 +280,9 @@ impl Base {
     pub fn closed(&mut self, closed: &Closed<'_>) {
         match &closed.cause {
             CloseCause::NotOpened(error) => self.fail(format!("a connection: {error}")),
-            cause if !self.is_ending() || !closed.clean => {
-                self.fail(format!("a connection ended: {cause:?}"));
+            cause if !self.is_ending() => self.fail(format!("a connection ended: {cause:?}")),
+            cause if !closed.clean => {
+                self.fail(format!("a connection ended without the closing handshake: {cause:?}"));
             }
             _ => {}
         }

@@ -1,0 +1,47 @@
+// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|broadcast.
+#include "App.h"
+
+#include <cstring>
+#include <iostream>
+#include <string>
+
+struct Data {};
+
+int main(int argc, char **argv) {
+    std::string address = argv[1];
+    bool broadcast = argc > 2 && !strcmp(argv[2], "broadcast");
+    auto colon = address.rfind(':');
+    std::string host = address.substr(0, colon);
+    int port = std::stoi(address.substr(colon + 1));
+
+    uWS::App app;
+    app.ws<Data>("/*", {
+        .compression = uWS::DISABLED,
+        .maxPayloadLength = 16 * 1024 * 1024,
+        .idleTimeout = 120,
+        .maxBackpressure = 64 * 1024 * 1024,
+        .closeOnBackpressureLimit = false,
+        .resetIdleTimeoutOnSend = false,
+        .sendPingsAutomatically = true,
+        .upgrade = nullptr,
+        .open = [broadcast](auto *ws) {
+            if (broadcast) {
+                ws->subscribe("all");
+            }
+        },
+        .message = [broadcast, &app](auto *ws, std::string_view message, uWS::OpCode opCode) {
+            if (broadcast) {
+                app.publish("all", message, opCode);
+            } else {
+                ws->send(message, opCode);
+            }
+        },
+    }).listen(host, port, [host](auto *listening) {
+        if (!listening) {
+            std::cerr << "cannot listen" << std::endl;
+            exit(1);
+        }
+        int port = us_socket_local_port(0, (struct us_socket_t *) listening);
+        std::cout << "listening on " << host << ":" << port << std::endl;
+    }).run();
+}

@@ -1,0 +1,411 @@
+//! The least that an echo server can do on this kernel: parse a header, unmask, reply. No
+//! checks, no limits, no time-outs, no fragments, no API. What sockeye costs is reported as a
+//! multiple of this.
+//!
+//!     cargo run --release -p sockeye-bench --bin sockeye-floor -- --bind 127.0.0.1:9001 --backend poll
+
+use std::io;
+use std::io::ErrorKind;
+use std::io::Read;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+
+use clap::Parser;
+use clap::ValueEnum;
+use io_uring::IoUring;
+use io_uring::cqueue;
+use io_uring::opcode;
+use io_uring::squeue;
+use io_uring::types::Fd;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use sockeye::protocol::FrameHeader;
+use sockeye::protocol::Opcode;
+use sockeye::protocol::handshake;
+use sockeye::simd::Kernels;
+use sockeye::simd::MaskKey;
+
+#[derive(Clone, Debug, Parser)]
+struct Cli {
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:9001")]
+    bind: SocketAddr,
+    /// What moves the bytes.
+    #[arg(long, value_enum, default_value_t = Backend::Poll)]
+    backend: Backend,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    Poll,
+    Uring,
+}
+
+/// What one receive may bring.
+const BUFFER_LEN: usize = 256 * 1024;
+
+/// Receives that are made at once on io_uring.
+const BATCH: usize = 16;
+
+/// A connection: what of a frame, or of a head, came without its end.
+struct Conn {
+    stream: TcpStream,
+    tail: Vec<u8>,
+    upgraded: bool,
+}
+
+/// What the replies to one receive consist of.
+#[derive(Default)]
+struct Replies {
+    bytes: Vec<u8>,
+    closed: bool,
+}
+
+impl Replies {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.closed = false;
+    }
+}
+
+impl Conn {
+    fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            tail: Vec::new(),
+            upgraded: false,
+        })
+    }
+
+    /// Takes what was received; the replies go into `replies`.
+    fn receive(&mut self, received: &mut [u8], kernels: &Kernels, replies: &mut Replies) {
+        if self.tail.is_empty() {
+            let used = self.take(received, kernels, replies);
+            self.tail.extend_from_slice(&received[used..]);
+        } else {
+            let mut all = std::mem::take(&mut self.tail);
+            all.extend_from_slice(received);
+            let used = self.take(&mut all, kernels, replies);
+            all.drain(..used);
+            self.tail = all;
+        }
+    }
+
+    fn take(&mut self, bytes: &mut [u8], kernels: &Kernels, replies: &mut Replies) -> usize {
+        let mut used = 0;
+        if !self.upgraded {
+            let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+                return 0;
+            };
+            answer(&bytes[..end], &mut replies.bytes);
+            self.upgraded = true;
+            used = end + 4;
+        }
+        while let Ok(Some((header, header_len))) = FrameHeader::decode(&bytes[used..]) {
+            let payload_len = header.payload_len as usize;
+            let start = used + header_len;
+            let Some(payload) = bytes.get_mut(start..start + payload_len) else {
+                break;
+            };
+            if let Some(key) = header.mask_key {
+                kernels.unmask(payload, MaskKey::new(key));
+            }
+            let reply = FrameHeader {
+                mask_key: None,
+                ..header
+            };
+            replies.bytes.extend_from_slice(reply.encode().as_bytes());
+            replies.bytes.extend_from_slice(payload);
+            replies.closed |= header.opcode == Opcode::Close;
+            used = start + payload_len;
+        }
+        used
+    }
+}
+
+/// The upgrade, whatever was asked for.
+fn answer(head: &[u8], out: &mut Vec<u8>) {
+    let head = String::from_utf8_lossy(head);
+    let is_key = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
+    let key = head.lines().find(is_key).unwrap_or("");
+    let key = key.split(':').nth(1).unwrap_or("").trim();
+    let accept = handshake::accept_key(key.as_bytes());
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Accept: ",
+    );
+    out.extend_from_slice(&accept);
+    out.extend_from_slice(b"\r\n\r\n");
+}
+
+/// Sends all of it. Where the peer does not take it, this waits: a server of the least has no
+/// queue.
+fn send_all(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Receives and replies until the socket is empty.
+fn serve_on(conn: &mut Conn, buffer: &mut [u8], kernels: &Kernels, replies: &mut Replies) {
+    loop {
+        match conn.stream.read(buffer) {
+            Ok(0) => return replies.closed = true,
+            Ok(len) => {
+                replies.bytes.clear();
+                conn.receive(&mut buffer[..len], kernels, replies);
+                replies.closed |= send_all(&conn.stream, &replies.bytes).is_err();
+                // A short read has emptied the socket.
+                if len < buffer.len() {
+                    return;
+                }
+            }
+            Err(error) => return replies.closed |= error.kind() != ErrorKind::WouldBlock,
+        }
+    }
+}
+
+fn serve_on_epoll(listener: &TcpListener) -> io::Result<()> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let listening = listener.as_raw_fd() as u64;
+    let data = epoll::EventData::new_u64(listening);
+    epoll::add(&epoll, listener, data, epoll::EventFlags::IN)?;
+    let mut slab: Vec<Option<Conn>> = Vec::new();
+    let kernels = *Kernels::best();
+    let mut buffer = vec![0; BUFFER_LEN];
+    let mut replies = Replies::default();
+    let mut events = Vec::with_capacity(1024);
+    loop {
+        epoll::wait(&epoll, spare_capacity(&mut events), None)?;
+        for event in events.drain(..) {
+            let token = event.data.u64();
+            if token == listening {
+                while let Ok((stream, _)) = listener.accept() {
+                    let index = stream.as_raw_fd() as usize;
+                    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+                    let data = epoll::EventData::new_u64(index as u64);
+                    epoll::add(&epoll, &stream, data, flags)?;
+                    if slab.len() <= index {
+                        slab.resize_with(index + 1, || None);
+                    }
+                    slab[index] = Some(Conn::new(stream)?);
+                }
+                continue;
+            }
+            let slot = &mut slab[token as usize];
+            let Some(conn) = slot else {
+                continue;
+            };
+            replies.clear();
+            serve_on(conn, &mut buffer, &kernels, &mut replies);
+            if replies.closed {
+                *slot = None;
+            }
+        }
+    }
+}
+
+/// The ring, and what it has said of polls while something else was waited for.
+struct Ring {
+    ring: IoUring,
+    polled: Vec<(RawFd, bool)>,
+    results: [i32; BATCH],
+}
+
+/// Marks a receive or a send of a batch; what has no mark is a poll of that descriptor.
+const IN_BATCH: u64 = 1 << 32;
+
+/// Nobody waits for it.
+const IGNORED: u64 = u64::MAX;
+
+/// `-EAGAIN`.
+const WOULD_BLOCK: i32 = -(rustix::io::Errno::AGAIN.raw_os_error());
+
+impl Ring {
+    fn new() -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(8192)
+            .build(1024)?;
+        Ok(Self {
+            ring,
+            polled: Vec::new(),
+            results: [0; BATCH],
+        })
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: the buffers of receives and sends outlive them: `complete` waits for
+            // each before its buffer is touched again. Polls and cancels have none.
+            let pushed = unsafe { self.ring.submission().push(entry) };
+            if pushed.is_ok() {
+                return Ok(());
+            }
+            self.ring.submit()?;
+        }
+    }
+
+    fn poll(&mut self, fd: RawFd) -> io::Result<()> {
+        let readable = rustix::event::PollFlags::IN.bits();
+        let poll = opcode::PollAdd::new(Fd(fd), readable.into()).multi(true);
+        self.push(&poll.build().user_data(fd as u64))
+    }
+
+    fn forget(&mut self, fd: RawFd) -> io::Result<()> {
+        let cancel = opcode::AsyncCancel::new(fd as u64).build();
+        self.push(&cancel.user_data(IGNORED))?;
+        self.ring.submit()?;
+        Ok(())
+    }
+
+    /// Takes what has completed; says how many of a batch.
+    fn take(&mut self) -> usize {
+        let mut count = 0;
+        for entry in self.ring.completion() {
+            match entry.user_data() {
+                IGNORED => {}
+                user_data if user_data >= IN_BATCH => {
+                    self.results[(user_data - IN_BATCH) as usize] = entry.result();
+                    count += 1;
+                }
+                // A poll that was cancelled is of no descriptor that is still there.
+                fd if entry.result() >= 0 => {
+                    self.polled.push((fd as RawFd, cqueue::more(entry.flags())));
+                }
+                _ => {}
+            }
+        }
+        count
+    }
+
+    /// Waits for so many receives or sends.
+    fn complete(&mut self, count: usize) -> io::Result<()> {
+        let mut done = 0;
+        while done < count {
+            self.ring.submit_and_wait(1)?;
+            done += self.take();
+        }
+        Ok(())
+    }
+
+    /// Waits for polls.
+    fn wait(&mut self) -> io::Result<Vec<(RawFd, bool)>> {
+        while self.polled.is_empty() {
+            self.ring.submit_and_wait(1)?;
+            self.take();
+        }
+        Ok(std::mem::take(&mut self.polled))
+    }
+}
+
+/// One readiness source for all; receives and sends in batches that complete at once.
+fn serve_on_uring(listener: &TcpListener) -> io::Result<()> {
+    let mut ring = Ring::new()?;
+    let kernels = *Kernels::best();
+    let mut buffer = vec![0; BUFFER_LEN];
+    let mut replies: Vec<Replies> = (0..BATCH).map(|_| Replies::default()).collect();
+    let mut slab: Vec<Option<Conn>> = Vec::new();
+    let listening = listener.as_raw_fd();
+    ring.poll(listening)?;
+    let mut ready: Vec<RawFd> = Vec::new();
+    loop {
+        for (fd, armed) in ring.wait()? {
+            if !armed {
+                ring.poll(fd)?;
+            }
+            if fd != listening {
+                ready.push(fd);
+                continue;
+            }
+            while let Ok((stream, _)) = listener.accept() {
+                let fd = stream.as_raw_fd();
+                if slab.len() <= fd as usize {
+                    slab.resize_with(fd as usize + 1, || None);
+                }
+                slab[fd as usize] = Some(Conn::new(stream)?);
+                ring.poll(fd)?;
+            }
+        }
+        for batch in ready.chunks(BATCH) {
+            // One alone gets the whole buffer.
+            let slot_len = BUFFER_LEN / if batch.len() == 1 { 1 } else { BATCH };
+            for (index, &fd) in batch.iter().enumerate() {
+                let slot = &mut buffer[index * slot_len..][..slot_len];
+                let receive = opcode::Recv::new(Fd(fd), slot.as_mut_ptr(), slot_len as u32)
+                    .flags(rustix::net::RecvFlags::DONTWAIT.bits() as i32);
+                ring.push(&receive.build().user_data(IN_BATCH + index as u64))?;
+            }
+            ring.complete(batch.len())?;
+            let received = ring.results;
+            let mut sends = 0;
+            for (index, &fd) in batch.iter().enumerate() {
+                let reply = &mut replies[index];
+                reply.clear();
+                ring.results[index] = 0;
+                let Some(conn) = slab.get_mut(fd as usize).and_then(Option::as_mut) else {
+                    continue;
+                };
+                match received[index] {
+                    WOULD_BLOCK => continue,
+                    len if len <= 0 => reply.closed = true,
+                    len => {
+                        let bytes = &mut buffer[index * slot_len..][..len as usize];
+                        conn.receive(bytes, &kernels, reply);
+                    }
+                }
+                if !reply.bytes.is_empty() {
+                    let (start, len) = (reply.bytes.as_ptr(), reply.bytes.len() as u32);
+                    let send = opcode::Send::new(Fd(fd), start, len)
+                        .flags(rustix::net::SendFlags::DONTWAIT.bits() as i32);
+                    ring.push(&send.build().user_data(IN_BATCH + index as u64))?;
+                    sends += 1;
+                }
+            }
+            ring.complete(sends)?;
+            let sent = ring.results;
+            for (index, &fd) in batch.iter().enumerate() {
+                let Some(conn) = slab.get_mut(fd as usize).and_then(Option::as_mut) else {
+                    continue;
+                };
+                let reply = &mut replies[index];
+                let rest = &reply.bytes[sent[index].max(0) as usize..];
+                reply.closed |= send_all(&conn.stream, rest).is_err();
+                if received[index] == slot_len as i32 {
+                    // There may be more, which no event announces: a multishot poll is
+                    // edge-triggered.
+                    serve_on(conn, &mut buffer, &kernels, reply);
+                }
+                if reply.closed {
+                    ring.forget(fd)?;
+                    slab[fd as usize] = None;
+                }
+            }
+        }
+        ready.clear();
+    }
+}
+
+fn main() -> io::Result<()> {
+    let cli = Cli::parse();
+    let listener = TcpListener::bind(cli.bind)?;
+    listener.set_nonblocking(true)?;
+    println!("listening on {}, the floor", listener.local_addr()?);
+    match cli.backend {
+        Backend::Poll => serve_on_epoll(&listener),
+        Backend::Uring => serve_on_uring(&listener),
+    }
+}
