@@ -1,2 +1,7 @@
-//! Benchmarks of sockeye's parts: see `benches/`.
+//! Benchmarks of sockeye: of its parts in `benches/`, of the whole beside other servers here.
 #![forbid(unsafe_code)]
+
+pub mod chart;
+pub mod compare;
+pub mod record;
+pub mod servers;

@@ -282,7 +282,9 @@ impl Base {
             CloseCause::NotOpened(error) => self.fail(format!("a connection: {error}")),
             cause if !self.is_ending() => self.fail(format!("a connection ended: {cause:?}")),
             cause if !closed.clean => {
-                self.fail(format!("a connection ended without the closing handshake: {cause:?}"));
+                self.fail(format!(
+                    "a connection ended without the closing handshake: {cause:?}"
+                ));
             }
             _ => {}
         }

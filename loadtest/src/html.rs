@@ -96,9 +96,9 @@ fn plots(report: &Report, body: &mut String) -> Result<(), Box<dyn Error>> {
         body.push_str("</table>");
     }
     if report.series.len() > 1 {
-        let unit = &report.unit;
+        let units = report::plural(&report.unit);
         body.push_str("<h2>Throughput over time</h2>");
-        let name = format!("{unit}s per second");
+        let name = format!("{units} per second");
         body.push_str(&series(&report.series, &name, LINES[0], |sample| {
             Some(sample.per_second)
         })?);

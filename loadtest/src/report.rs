@@ -179,6 +179,14 @@ pub fn count(count: f64) -> String {
     text
 }
 
+/// More than one of a unit: `messages`, `deliveries`.
+pub fn plural(unit: &str) -> String {
+    match unit.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{unit}s"),
+    }
+}
+
 impl Report {
     /// Says what was measured.
     pub fn finish(&mut self, count: u64, elapsed: Duration) {
@@ -206,7 +214,7 @@ impl Report {
         row("target", self.target.clone());
         row("connections", count(self.connections as f64));
         row(
-            &format!("{unit}s"),
+            &plural(unit),
             format!("{} in {:.2} s", count(self.count as f64), self.seconds),
         );
         row("throughput", format!("{}/s", count(self.per_second)));
@@ -224,7 +232,7 @@ impl Report {
             let efficiency = count(server.per_cpu_second);
             row(
                 "efficiency",
-                format!("{efficiency} {unit}s per server CPU second"),
+                format!("{efficiency} {} per server CPU second", plural(unit)),
             );
             let (before, after) = server.resident;
             let mut memory = format!("{} → {}", bytes(before as f64), bytes(after as f64));
@@ -317,6 +325,10 @@ mod tests {
         assert_eq!(bytes(20_480.0), "20.0 KiB");
         assert_eq!(count(1_234_567.2), "1,234,567");
         assert_eq!(count(12.0), "12");
+        assert_eq!(
+            (&plural("message")[..], &plural("delivery")[..]),
+            ("messages", "deliveries")
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -78,6 +79,8 @@ func loop(listener *net.TCPListener) error {
 	if err != nil {
 		return err
 	}
+	// Kept until the end: collected, it would close the descriptor.
+	defer file.Close()
 	listening := int(file.Fd())
 	if err := syscall.SetNonblock(listening, true); err != nil {
 		return err
@@ -157,13 +160,18 @@ func (p *peer) receive(data, replies []byte) ([]byte, bool) {
 		p.tail = nil
 	}
 	if !p.open {
-		e := &exchange{in: &sliceReader{data}}
-		if _, err := ws.Upgrade(e); err != nil {
+		end := bytes.Index(data, []byte("\r\n\r\n"))
+		if end < 0 {
 			p.tail = append([]byte(nil), data...)
-			return replies, err == io.EOF || err == io.ErrUnexpectedEOF
+			return replies, len(data) < 16*1024
+		}
+		e := &exchange{in: bytes.NewReader(data[:end+4])}
+		if _, err := ws.Upgrade(e); err != nil {
+			return append(replies, e.out...), false
 		}
 		p.open = true
-		return append(replies, e.out...), true
+		data = data[end+4:]
+		replies = append(replies, e.out...)
 	}
 	for len(data) >= 6 {
 		header, used := parse(data)
@@ -187,17 +195,6 @@ func (p *peer) receive(data, replies []byte) ([]byte, bool) {
 		p.tail = append([]byte(nil), data...)
 	}
 	return replies, true
-}
-
-type sliceReader struct{ data []byte }
-
-func (r *sliceReader) Read(p []byte) (int, error) {
-	if len(r.data) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, r.data)
-	r.data = r.data[n:]
-	return n, nil
 }
 
 // parse reads a header of the library's own type from a slice: its reader would allocate.
