@@ -1,4 +1,5 @@
-//! Unmasking and UTF-8 validation, from a byte to out of cache, beside `memcpy` and `simdutf8`.
+//! Unmasking and UTF-8 validation, from a byte to out of cache, beside `memcpy`,
+//! `fastwebsockets`, `simdutf8` and the standard library.
 //!
 //!     cargo bench -p sockeye-bench --bench kernels
 #![forbid(unsafe_code)]
@@ -47,6 +48,10 @@ fn unmask(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("memcpy", len), |bencher| {
             bencher.iter(|| black_box(&mut bytes[..]).copy_from_slice(black_box(&source)));
         });
+        group.bench_function(BenchmarkId::new("fastwebsockets", len), |bencher| {
+            bencher.iter(|| fastwebsockets::unmask(black_box(&mut bytes), KEY));
+        });
+        bytes.copy_from_slice(&source);
         each_kernel(|kernels| {
             // Twice is the identity: a wrong kernel would be seen.
             kernels.unmask(&mut bytes, MaskKey::new(KEY));
@@ -69,6 +74,9 @@ fn validate(criterion: &mut Criterion) {
             group.throughput(Throughput::Bytes(bytes.len() as u64));
             group.bench_function(BenchmarkId::new("simdutf8", len), |bencher| {
                 bencher.iter(|| simdutf8::basic::from_utf8(black_box(&bytes)).is_ok());
+            });
+            group.bench_function(BenchmarkId::new("std", len), |bencher| {
+                bencher.iter(|| str::from_utf8(black_box(&bytes)).is_ok());
             });
             each_kernel(|kernels| {
                 assert!(kernels.validate(&bytes, Utf8State::default()).is_ok());

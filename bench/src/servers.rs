@@ -116,7 +116,8 @@ impl Places {
     pub fn build_own(&self) -> Result<(), String> {
         let mut cargo = Command::new("cargo");
         cargo
-            .args(["build", "--release", "--locked"])
+            .args(["build", "--release", "--locked", "--target-dir"])
+            .arg(self.release.join(".."))
             .args(["-p", "sockeye-loadtest", "-p", "sockeye-bench", "--bins"])
             .args(["-p", "sockeye-examples", "--example", "echo"])
             .args(["--example", "broadcast", "--example", "autobahn"])

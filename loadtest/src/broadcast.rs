@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
-use sockeye::CloseCode;
 use sockeye::Closed;
 use sockeye::Context;
 use sockeye::Handler;
@@ -119,9 +118,9 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
         let mut seat = Seat::new(run, index, &plan.target, fan)?;
         let share = seat.share(plan.connections);
         seat.open(&plan.target, share, |_| 0)?;
-        let step = seat.finish(OPENING)?;
+        seat.finish(OPENING)?;
         let mut last = crew::histogram();
-        if index == 0 && step != ENDING {
+        if index == 0 {
             let mut published = 0;
             while run.step() != ENDING {
                 let sent_at = Instant::now();
@@ -136,10 +135,7 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
             publisher.deliveries.store(deliveries, Ordering::Release);
         }
         seat.turn_until(|_| publisher.deliveries.load(Ordering::Acquire) != UNKNOWN)?;
-        for id in seat.engine.handler().base.ids.clone() {
-            seat.engine
-                .with(id, |_, conn| conn.close(CloseCode::NORMAL, ""));
-        }
+        seat.close_where(|_| true);
         seat.turn_until_closed()?;
         let base = &seat.engine.handler().base;
         Ok((base.latency.clone(), last))

@@ -15,6 +15,7 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 use sockeye::BackendChoice;
 use sockeye::CloseCause;
+use sockeye::CloseCode;
 use sockeye::Closed;
 use sockeye::ConnId;
 use sockeye::Connect;
@@ -432,6 +433,17 @@ impl<'a, H: Load> Seat<'a, H> {
             self.patience.check(count)?;
         }
         Ok(())
+    }
+
+    /// Begins the closing handshake on every connection of whose data this holds.
+    pub fn close_where(&mut self, so: impl Fn(&H::Data) -> bool) {
+        for id in self.engine.handler().base().ids.clone() {
+            self.engine.with(id, |_, conn| {
+                if so(conn.data()) {
+                    conn.close(CloseCode::NORMAL, "");
+                }
+            });
+        }
     }
 
     /// Turns until every connection is over.

@@ -177,6 +177,8 @@ pub fn load<R>(
             }
         }
         seat.turn_until_ending()?;
+        // The others close with their last reply.
+        seat.close_where(|progress| progress.received == progress.sent);
         seat.turn_until_closed()?;
         Ok(seat.engine.handler().base.latency.clone())
     };

@@ -161,7 +161,7 @@ fn percentiles(latencies: &[&Latency]) -> Result<String, Box<dyn Error>> {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::LowerRight)
             .background_style(WHITE)
             .draw()?;
         area.present()?;

@@ -162,13 +162,8 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
             send_when_due(&mut seat, 1e9 / per_second, &mut late)?;
         }
         seat.turn_until_ending()?;
-        for id in seat.engine.handler().base.ids.clone() {
-            seat.engine.with(id, |_, conn| {
-                if conn.data().received == conn.data().sent {
-                    conn.close(CloseCode::NORMAL, "");
-                }
-            });
-        }
+        // The others close with their last reply.
+        seat.close_where(|progress| progress.received == progress.sent);
         seat.turn_until_closed()?;
         Ok((seat.engine.handler().base.latency.clone(), late))
     };

@@ -267,7 +267,9 @@ impl Report {
             let value = match &unit[..] {
                 "ns" => time(*value),
                 "B" => bytes(*value),
-                _ if value.fract() == 0.0 => format!("{} {unit}", count(*value)),
+                _ if value.fract() == 0.0 || *value >= 1000.0 => {
+                    format!("{} {unit}", count(*value))
+                }
                 _ => format!("{value:.3} {unit}"),
             };
             row(name, value);

@@ -287,3 +287,41 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_is_invalid_where_the_generator_was_the_limit() {
+        let mut watch = Watch::quiet(Duration::ZERO);
+        let report = |generator: f64, server: Option<f64>| {
+            let cpu = |cpus| Cpu {
+                cpus,
+                ..Cpu::default()
+            };
+            Report {
+                generator: cpu(generator),
+                server: server.map(|cpus| Server {
+                    cpu: cpu(cpus),
+                    ..Server::default()
+                }),
+                ..Report::default()
+            }
+        };
+        let is_invalid = |watch: &Watch, generator, server| {
+            let report = report(generator, server);
+            watch.generator_was_the_limit(&report).is_some()
+        };
+        assert!(is_invalid(&watch, 0.99, Some(0.5)));
+        assert!(is_invalid(&watch, 0.99, None));
+        assert!(!is_invalid(&watch, 0.99, Some(0.99)));
+        assert!(!is_invalid(&watch, 0.5, Some(0.5)));
+        assert!(!is_invalid(&watch, 0.5, None));
+        // Two threads, and a server that may have two CPUs.
+        watch.threads = 2;
+        assert!(!is_invalid(&watch, 1.5, Some(0.99)));
+        watch.server_cpus = 2.0;
+        assert!(is_invalid(&watch, 1.98, Some(1.5)));
+    }
+}

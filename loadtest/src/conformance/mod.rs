@@ -294,3 +294,118 @@ fn in_parallel<T: Send>(count: usize, call: impl Fn(usize) -> T + Sync) -> Vec<T
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, value)| value).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+    use std::io::BufReader;
+    use std::net::SocketAddr;
+    use std::net::TcpListener;
+
+    use sockeye::protocol::handshake;
+
+    use super::*;
+
+    fn server(address: SocketAddr) -> Server {
+        Server {
+            address: Address::Ip(address),
+            host: address.to_string(),
+            target: "/".to_owned(),
+            tls: None,
+        }
+    }
+
+    fn rows<'a>(table: &'a Table, group: &'a str) -> impl Iterator<Item = &'a Row> {
+        table.rows.iter().filter(move |row| row.group == group)
+    }
+
+    #[test]
+    fn sockeye_is_right_in_all_cases() {
+        let running = sockeye::Server::builder()
+            .on_message(|conn, message| {
+                conn.send(message);
+            })
+            .threads(1)
+            .bind("127.0.0.1:0")
+            .and_then(sockeye::Server::spawn)
+            .expect("it starts");
+        let address = running.local_addr().ip().expect("TCP");
+        let table = run(&server(address), 995..=1020);
+        let mut text = Vec::new();
+        table.write(&mut text).expect("memory takes it");
+        let text = String::from_utf8(text).expect("text");
+        assert_eq!(table.count(Verdict::Wrong), 0, "{text}");
+        assert_eq!(table.count(Verdict::Allowed), 0, "{text}");
+        assert!(table.count(Verdict::Right) > 100, "{text}");
+        assert!(text.contains("1016 to 1020"), "{text}");
+        running.shutdown();
+        running.join().expect("it ends");
+    }
+
+    /// Upgrades whatever asks, and hangs up.
+    fn hang_up(listener: &TcpListener) -> io::Result<()> {
+        loop {
+            let (stream, _) = listener.accept()?;
+            let mut key = String::new();
+            for line in BufReader::new(&stream).split(b'\n') {
+                let line = String::from_utf8_lossy(&line?).trim().to_owned();
+                if line.is_empty() {
+                    break;
+                }
+                if let Some((name, value)) = line.split_once(": ")
+                    && name.eq_ignore_ascii_case("Sec-WebSocket-Key")
+                {
+                    value.clone_into(&mut key);
+                }
+            }
+            let accept = handshake::accept_key(key.as_bytes());
+            let mut response = Vec::new();
+            handshake::write_accept(&mut response, &accept, None, None, "");
+            let _ = (&stream).write_all(&response);
+        }
+    }
+
+    #[test]
+    fn server_that_hangs_up_is_told_what_is_wrong() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        thread::spawn(move || hang_up(&listener));
+        let table = run(&server(address), 1000..=1000);
+        let is_upgraded = |row: &&Row| row.seen == "upgraded";
+        let refusals: Vec<_> = rows(&table, "bad handshakes").filter(is_upgraded).collect();
+        assert!(refusals.len() > 8, "{table:?}");
+        assert!(refusals.iter().all(|row| row.verdict == Verdict::Wrong));
+        for row in rows(&table, "fragments").filter(|row| row.want == "echo") {
+            assert_eq!((row.verdict, &row.seen[..]), (Verdict::Wrong, "dropped"));
+        }
+        for row in rows(&table, "reserved bits and opcodes") {
+            assert_eq!((row.verdict, &row.seen[..]), (Verdict::Allowed, "dropped"));
+        }
+        let codes: Vec<_> = rows(&table, "close codes").collect();
+        assert_eq!(codes[0].verdict, Verdict::Wrong);
+    }
+
+    #[test]
+    fn verdicts_follow_the_rfc() {
+        let check = |want: Want, seen: Seen, verdict: Verdict| {
+            assert_eq!(want.verdict(&seen), verdict, "{want:?} {seen:?}");
+        };
+        let close = |code| Seen::Close(Some(code));
+        check(Want::Fail(1002), close(1002), Verdict::Right);
+        check(Want::Fail(1002), close(1007), Verdict::Wrong);
+        check(Want::Fail(1002), Seen::Close(None), Verdict::Wrong);
+        check(Want::Fail(1002), Seen::Dropped, Verdict::Allowed);
+        check(Want::Fail(1002), Seen::Silence, Verdict::Wrong);
+        check(Want::Fail(1002), Seen::Echo, Verdict::Wrong);
+        check(Want::Answer(Some(3000)), close(3000), Verdict::Right);
+        check(Want::Answer(Some(3000)), close(1000), Verdict::Allowed);
+        check(Want::Answer(Some(3000)), close(1002), Verdict::Wrong);
+        check(Want::Answer(None), Seen::Close(None), Verdict::Right);
+        check(Want::Registered(1014), close(1002), Verdict::Allowed);
+        check(Want::Refuse, Seen::Http(400), Verdict::Right);
+        check(Want::Refuse, Seen::Http(200), Verdict::Wrong);
+        check(Want::Refuse, Seen::Upgraded, Verdict::Wrong);
+        check(Want::Upgrade, Seen::Http(400), Verdict::Wrong);
+        check(Want::Echo, Seen::NotAgreed, Verdict::NotOffered);
+    }
+}
