@@ -263,7 +263,7 @@ mod tests {
             },
         );
         let report = report.expect("every reply is right");
-        assert!((700..1300).contains(&report.count), "{report}");
+        assert!((1_400.0..2_600.0).contains(&report.per_second), "{report}");
     }
 
     #[test]
