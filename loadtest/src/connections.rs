@@ -98,7 +98,8 @@ impl Holder {
         held.sent += 1;
         held.at_ns = now_ns;
         self.under_way += 1;
-        conn.send(self.payloads.message(number));
+        let sent = conn.send(self.payloads.message(number));
+        self.base.sent(sent);
     }
 
     fn ping(&mut self, conn: &mut Context<'_, Held>) {

@@ -22,6 +22,7 @@ use sockeye::Connect;
 use sockeye::Engine;
 use sockeye::Handler;
 use sockeye::Limits;
+use sockeye::SendResult;
 
 /// A server that says nothing for so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -92,7 +93,6 @@ pub struct Run {
     meters: Box<[Meter]>,
     failure: Mutex<Option<String>>,
     backend: Mutex<String>,
-    epoch: Instant,
 }
 
 /// What one thread has done so far.
@@ -114,7 +114,6 @@ impl Run {
             meters: (0..threads).map(|_| Meter::default()).collect(),
             failure: Mutex::new(None),
             backend: Mutex::default(),
-            epoch: Instant::now(),
         }
     }
 
@@ -126,12 +125,6 @@ impl Run {
     /// Goes on to a step.
     pub fn enter(&self, step: usize) {
         self.step.store(step, Ordering::Release);
-    }
-
-    /// Nanoseconds since the run began, the same for all threads.
-    #[inline]
-    pub fn now_ns(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
     }
 
     /// What moves the bytes of the threads.
@@ -274,6 +267,14 @@ impl Base {
     pub fn note(&mut self, ns: u64) {
         if self.step == MEASURING {
             self.latency.saturating_record(ns);
+        }
+    }
+
+    /// A message was sent, or not: what the generator drops is not the server's loss.
+    #[inline]
+    pub fn sent(&mut self, result: SendResult) {
+        if matches!(result, SendResult::Dropped(_)) {
+            self.fail("the server does not take what is sent to it".to_owned());
         }
     }
 

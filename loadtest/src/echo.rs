@@ -79,7 +79,8 @@ impl Echo {
         let progress = conn.data();
         let number = progress.first + u64::from(progress.sent);
         progress.sent += 1;
-        conn.send(self.payloads.message(number));
+        let sent = conn.send(self.payloads.message(number));
+        self.base.sent(sent);
     }
 
     fn now_ns(&self) -> u64 {

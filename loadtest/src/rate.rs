@@ -15,6 +15,7 @@ use crate::crew;
 use crate::crew::Base;
 use crate::crew::ENDING;
 use crate::crew::Load;
+use crate::crew::MEASURING;
 use crate::crew::OPENING;
 use crate::crew::Run;
 use crate::crew::Seat;
@@ -67,6 +68,8 @@ struct Schedule {
     start_ns: u64,
     interval_ns: f64,
     connections: u64,
+    /// What is due from then on is measured, whenever its reply comes.
+    measured_from_ns: Option<u64>,
 }
 
 impl Schedule {
@@ -114,9 +117,15 @@ impl Handler for Rate {
             return self.base.fail(what);
         }
         let number = progress.index + received * self.schedule.connections;
-        let now_ns = self.now_ns();
-        self.base
-            .note(now_ns.saturating_sub(self.schedule.due_ns(number)));
+        let due_ns = self.schedule.due_ns(number);
+        if self
+            .schedule
+            .measured_from_ns
+            .is_some_and(|from| due_ns >= from)
+        {
+            let late_ns = self.now_ns().saturating_sub(due_ns);
+            self.base.latency.saturating_record(late_ns);
+        }
         progress.received += 1;
         self.base.count += 1;
         if self.base.is_ending() && progress.received == progress.sent {
@@ -201,11 +210,20 @@ fn send_when_due(
         start_ns: rate.now_ns() + (interval_ns * seat.index as f64) as u64,
         interval_ns,
         connections: ids.len() as u64,
+        measured_from_ns: None,
     };
     rate.schedule = schedule;
     let mut next = 0;
-    while seat.run.step() != ENDING {
+    loop {
+        let step = seat.run.step();
         let now_ns = seat.engine.handler().now_ns();
+        if step == ENDING {
+            return Ok(());
+        }
+        if step == MEASURING {
+            let measured = &mut seat.engine.handler().schedule.measured_from_ns;
+            measured.get_or_insert(now_ns);
+        }
         for _ in 0..BURST_MAX {
             let due_ns = schedule.due_ns(next);
             if due_ns > now_ns {
@@ -216,7 +234,8 @@ fn send_when_due(
                 let progress = conn.data();
                 let number = progress.first + progress.sent;
                 progress.sent += 1;
-                conn.send(rate.payloads.message(number));
+                let sent = conn.send(rate.payloads.message(number));
+                rate.base.sent(sent);
             });
             late.saturating_record(now_ns - due_ns);
             next += 1;
@@ -229,7 +248,6 @@ fn send_when_due(
         };
         seat.turn(timeout.min(crew::LOOK))?;
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -287,5 +305,24 @@ mod tests {
         assert!(times.max >= 45_000_000, "{report}");
         // 15 messages are due in 50 ms: many are late, and not only the one that was held.
         assert!(times.p90 >= 5_000_000, "{report}");
+    }
+
+    #[test]
+    fn reply_that_comes_when_the_run_is_over_counts() {
+        // Held beyond the measured time, with all that was due behind it.
+        let report = against(
+            |conn, message| {
+                if message.payload()[14..16] == *b"05" {
+                    thread::sleep(Duration::from_millis(400));
+                }
+                conn.send(message);
+            },
+            |target| {
+                let watch = Watch::quiet(Duration::from_millis(200));
+                run(&plan(target, 300.0), &watch)
+            },
+        );
+        let report = report.expect("every reply is right");
+        assert!(report.latencies[0].max >= 300_000_000, "{report}");
     }
 }
