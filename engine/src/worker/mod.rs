@@ -11,6 +11,7 @@
 
 mod arrival;
 mod delivery;
+mod expiry;
 mod handler;
 mod mailbox;
 
@@ -56,7 +57,6 @@ use crate::reactor::spin::Spin;
 use crate::slab::Key;
 use crate::slab::Slab;
 use crate::timer::Deadlines;
-use crate::timer::ticks;
 
 use delivery::Delivery;
 use delivery::SocketWire;
@@ -78,10 +78,6 @@ const LISTS_LEN: usize = 1024;
 
 /// Commands taken from the mailbox in one turn.
 const COMMANDS_MAX: usize = 4096;
-
-/// Deadlines of each kind that are dealt with in one turn. Of a million idle connections some
-/// ten thousand are due in one moment: the others do not wait for all their pings.
-const EXPIRE_MAX: usize = 16;
 
 /// How long accepting rests when the system has run out of something.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
@@ -635,57 +631,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         // What accepting waited for may be there again.
         if self.accept_at.is_some() {
             self.accept_at = Some(self.now);
-        }
-    }
-
-    fn set_stall(&mut self, key: Key) {
-        self.stall
-            .set(key.index, ticks(self.env.limits.write_timeout));
-    }
-
-    /// Finds the connections whose deadlines have passed.
-    fn sweep(&mut self) {
-        let mut swept = mem::take(&mut self.swept);
-        self.silence.advance(self.now, &mut swept);
-        for index in swept.drain(..) {
-            let key = self.conns.key_at(index);
-            if let Some((key, slot)) = key.and_then(|key| Some((key, self.conns.get_mut(key)?))) {
-                slot.silent = true;
-                self.silent.push_back(key);
-            }
-        }
-        self.stall.advance(self.now, &mut swept);
-        let keys = swept.drain(..).filter_map(|index| self.conns.key_at(index));
-        self.stalled.extend(keys);
-        self.swept = swept;
-    }
-
-    /// Ends what has waited too long, unless what it waited for has come meanwhile: then its
-    /// deadline has been set again. The thread may have been held up, and not the peer.
-    fn expire(&mut self) {
-        for _ in 0..EXPIRE_MAX {
-            let Some(key) = self.silent.pop_front() else {
-                break;
-            };
-            let slot = self.conns.get_mut(key);
-            if slot.is_some_and(|slot| mem::take(&mut slot.silent)) {
-                self.deliver(key, |conn, env, sink| conn.handle_deadline(env, sink));
-                self.after(key, true);
-            }
-        }
-        for _ in 0..EXPIRE_MAX {
-            let Some(key) = self.stalled.pop_front() else {
-                break;
-            };
-            let slot = self.conns.get(key);
-            let is_blocked = slot.is_some_and(|slot| slot.conn.is_blocked());
-            if is_blocked && !self.stall.is_set(key.index) {
-                self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
-                self.after(key, false);
-            }
-        }
-        if self.stop_at.is_some_and(|end| self.now >= end) {
-            self.abandon_all();
         }
     }
 
