@@ -23,6 +23,12 @@ pub enum ConfigError {
     /// A limit out of range.
     #[error("limit out of range: {0}")]
     Limit(&'static str),
+    /// No pattern of origins.
+    #[error("not a pattern of origins: {0:?} (wanted [SCHEME://][*.]HOST[:PORT])")]
+    Origin(String),
+    /// A route's pattern, and what is wrong with it.
+    #[error("not a route: {0:?}: {1}")]
+    Route(String, String),
     /// A proxy's URL.
     #[error("not a proxy: {0:?} (wanted http://, socks5:// or socks5h://)")]
     Proxy(String),

@@ -99,7 +99,10 @@ pub use with_std::*;
 mod with_std {
     pub use crate::config::CONTROL_RESERVE;
     pub use crate::config::Limits;
+    pub use crate::config::OriginFn;
     pub use crate::config::OriginPolicy;
+    pub use crate::config::OutputPolicy;
+    pub use crate::config::Route;
     pub use crate::conn::CloseCause;
     pub use crate::conn::Closed;
     pub use crate::conn::DropReason;

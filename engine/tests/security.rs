@@ -11,6 +11,7 @@ use sockeye::CloseCode;
 use sockeye::DropReason;
 use sockeye::Limits;
 use sockeye::ProtocolError;
+use sockeye::Route;
 use sockeye::SendResult;
 use sockeye::Timeout;
 use sockeye::Upgrade;
@@ -689,7 +690,7 @@ fn origin(world: World) {
     assert_eq!(server.log().ids().len(), 3);
 
     let settings = Settings {
-        origins: sockeye::OriginPolicy::Any,
+        base: Route::default().origins(sockeye::OriginPolicy::Any),
         ..Settings::default()
     };
     let server = world.start_with(settings, Probe::echo());
@@ -773,7 +774,7 @@ fn split(world: World) {
 
 fn subproto(world: World) {
     let settings = Settings {
-        subprotocols: vec!["c".to_owned(), "b".to_owned()],
+        base: Route::default().subprotocols(["c", "b"]),
         ..Settings::default()
     };
     let server = world.start_with(

@@ -10,6 +10,7 @@ use sockeye::Context;
 use sockeye::Handler;
 use sockeye::Message;
 use sockeye::Response;
+use sockeye::Route;
 use sockeye::Upgrade;
 use sockeye::UpgradeRequest;
 use sockeye::client;
@@ -144,7 +145,7 @@ fn connections_of_the_handler_are_accepted_by_the_test() {
 #[test]
 fn settings_and_requests_can_be_chosen() {
     let settings = SimSettings {
-        subprotocols: vec!["b".to_owned()],
+        base: Route::default().subprotocols(["b"]),
         ..SimSettings::default()
     };
     let server = TestServer::with(settings, Broker::default());

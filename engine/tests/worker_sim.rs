@@ -22,6 +22,7 @@ use sockeye::Context;
 use sockeye::Handler;
 use sockeye::Limits;
 use sockeye::Message;
+use sockeye::Route;
 use sockeye::SendResult;
 use sockeye::http1;
 use sockeye::protocol;
@@ -557,7 +558,7 @@ fn run(seed: u64) -> Seen {
     limits.message_len_max = [2_000, 64 * 1024][usize::from(!chance.once_in(4))];
     let bound = limits.output_len_max + CONTROL_RESERVE;
     let settings = SimSettings {
-        limits,
+        base: Route::default().limits(limits),
         connections_max: if chance.once_in(4) { 2 } else { 100 },
         seed: chance.bits(),
         faults: if chance.once_in(4) {

@@ -65,7 +65,7 @@ impl<D> Conn<D> {
 
     /// Our Close frame has been answered, or never will be.
     fn finish_close_sent(&mut self, clean: bool, env: &mut Env, sink: &mut impl Sink<D>) {
-        let sent = self.state.close.take();
+        let sent = self.state.extra.as_mut().and_then(|e| e.close.take());
         let cause = CloseCause::Closed {
             code: sent.as_ref().and_then(|close| close.code),
             reason: sent.as_ref().map_or("", |close| &close.reason),
@@ -153,7 +153,7 @@ impl<D> Conn<D> {
     }
 
     fn handle_silence(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
-        let limits = &env.limits;
+        let limits = self.state.limits(env);
         self.state.silence_s += u32::from(self.state.span);
         let silence_s = u64::from(self.state.silence_s);
         let reached = |limit: std::time::Duration| !limit.is_zero() && silence_s >= limit.as_secs();
@@ -236,7 +236,7 @@ impl<D> Conn<D> {
 
     /// Ends the connection now, whatever it was doing: the thread stops.
     pub fn abandon(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
-        if self.state.close.is_some() {
+        if self.state.extra.as_ref().is_some_and(|e| e.close.is_some()) {
             self.finish_close_sent(false, env, sink);
         } else {
             self.finish(CloseCause::Terminated, Initiator::Local, false, env, sink);

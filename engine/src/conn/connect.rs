@@ -71,7 +71,7 @@ impl<D> Conn<D> {
         sink: &mut impl Sink<D>,
     ) {
         let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
-        let storage = &mut storage[..env.limits.header_count_max];
+        let storage = &mut storage[..env.limits().header_count_max];
         let Some(response) = ResponseHead::parse(head, storage) else {
             let error = OpenError::Response(ResponseError::Malformed);
             return self.fail_open(error, env, sink);
@@ -88,7 +88,7 @@ impl<D> Conn<D> {
         };
         match checked {
             Ok(subprotocol) => {
-                self.state.subprotocol = subprotocol.map(Into::into);
+                self.state.set_subprotocol(subprotocol, env);
                 self.open(env, sink);
                 self.receive_early(rest, env, sink);
             }

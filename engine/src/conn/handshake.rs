@@ -63,7 +63,7 @@ impl<D> Conn<D> {
                 self.receive_early(frames, env, sink);
             }
             Collected::TooLong(line_len) => {
-                let long_uri = line_len > env.limits.uri_len_max + REQUEST_LINE_REST;
+                let long_uri = line_len > env.limits().uri_len_max + REQUEST_LINE_REST;
                 let status = if long_uri { 414 } else { 431 };
                 self.respond(Response::text(status), false, env);
             }
@@ -73,7 +73,7 @@ impl<D> Conn<D> {
 
     /// Collects a head, wherever it was cut.
     pub(super) fn collect_head<'i>(&mut self, input: &'i mut [u8], env: &mut Env) -> Collected<'i> {
-        let len_max = env.limits.head_len_max;
+        let len_max = env.limits().head_len_max;
         let kept = self.partial.as_ref().map_or(0, |p| p.tail.len());
         if kept == 0
             && let Some(len) = http1::head_len(input, 0).filter(|&len| len <= len_max)
@@ -116,7 +116,7 @@ impl<D> Conn<D> {
 
     fn answer(&mut self, head: &[u8], env: &mut Env, sink: &mut impl Sink<D>) {
         let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
-        let storage = &mut storage[..env.limits.header_count_max];
+        let storage = &mut storage[..env.limits().header_count_max];
         let request = match Request::parse(head, storage) {
             Ok(request) => request,
             Err(RequestError::TooManyHeaders) => {
@@ -126,14 +126,19 @@ impl<D> Conn<D> {
                 return self.respond(Response::text(400), false, env);
             }
         };
-        if request.target().len() > env.limits.uri_len_max {
+        if request.target().len() > env.limits().uri_len_max {
             return self.respond(Response::text(414), false, env);
         }
         if !handshake::is_upgrade_attempt(&request) {
             return self.answer_http(&request, env, sink);
         }
+        // A path of no route is the builder's, or nobody's.
+        match env.find_route(request.path()) {
+            Some(route) => self.state.route = route,
+            None => return self.respond(Response::text(404), false, env),
+        }
         let checked = UpgradeRequest::check(request).and_then(|upgrade| {
-            let allowed = is_origin_allowed(&request, env.origins);
+            let allowed = is_origin_allowed(&request, &env.route(self.state.route).route.origins);
             allowed.then_some(upgrade).ok_or(HandshakeError::Origin)
         });
         match checked {
@@ -175,16 +180,17 @@ impl<D> Conn<D> {
         };
         // RFC 6455 §4.2.2: one that the client has offered, or none.
         let is_offered = |name: &str| request.subprotocols().any(|offer| offer == name);
-        self.state.subprotocol = match wanted {
-            Some(name) => Some(name).filter(|name| is_offered(name)),
-            None => {
-                let mut spoken = env.subprotocols.iter();
-                let chosen = spoken.find(|name| is_offered(name));
-                chosen.map(|name| name.as_str().into())
-            }
+        let spoken = &env.route(self.state.route).route.subprotocols;
+        let chosen = match &wanted {
+            Some(name) => Some(name.as_ref()).filter(|name| is_offered(name)),
+            None => spoken
+                .iter()
+                .map(String::as_str)
+                .find(|name| is_offered(name)),
         };
+        self.state.set_subprotocol(chosen, env);
         let mut head = env.pool.take();
-        let subprotocol = self.state.subprotocol.as_deref();
+        let subprotocol = self.state.subprotocol(env);
         let accept_key = request.accept_key();
         handshake::write_accept(&mut head, &accept_key, subprotocol, None, &headers);
         self.push_head(head, env);
@@ -226,15 +232,22 @@ impl<D> Conn<D> {
     }
 }
 
-fn is_origin_allowed(request: &Request<'_>, policy: OriginPolicy) -> bool {
+fn is_origin_allowed(request: &Request<'_>, policy: &OriginPolicy) -> bool {
     let mut origins = request.header_values("Origin");
-    match (policy, origins.next(), origins.next()) {
-        (OriginPolicy::Any, _, _) | (_, None, _) => true,
-        (OriginPolicy::SameHost, Some(origin), None) => {
+    let patterns = match policy {
+        OriginPolicy::Any => return true,
+        OriginPolicy::Fn(check) => return check(request),
+        OriginPolicy::List(patterns) => patterns.as_slice(),
+        OriginPolicy::SameHost => &[],
+    };
+    match (origins.next(), origins.next()) {
+        (None, _) => true,
+        (Some(origin), None) => {
             let host = request.only_header("Host").unwrap_or_default();
-            handshake::is_same_host(origin, host)
+            let matches = |pattern: &String| handshake::origin_matches(pattern, origin);
+            handshake::is_same_host(origin, host) || patterns.iter().any(matches)
         }
-        (OriginPolicy::SameHost, Some(_), Some(_)) => false,
+        (Some(_), Some(_)) => false,
     }
 }
 

@@ -24,6 +24,7 @@
 mod closing;
 mod connect;
 mod control;
+mod extra;
 mod handshake;
 mod open;
 mod outcome;
@@ -33,6 +34,9 @@ mod upgrade;
 
 pub use connect::ClientHandshake;
 pub use control::ControlBudget;
+use extra::Extra;
+use extra::LocalClose;
+use extra::Subprotocol;
 pub use outcome::CloseCause;
 pub use outcome::Closed;
 pub use outcome::Initiator;
@@ -49,10 +53,9 @@ use std::time::Duration;
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
 use crate::config::Limits;
-use crate::config::OriginPolicy;
+use crate::config::Route;
 use crate::http1::Request;
 use crate::http1::Response;
-use crate::protocol::CloseCode;
 use crate::protocol::Decoder;
 use crate::protocol::DecoderLimits;
 use crate::protocol::Message;
@@ -98,12 +101,9 @@ pub trait Sink<D> {
 /// What all connections of a thread share.
 #[derive(Debug)]
 pub struct Env {
-    /// The limits of the route.
-    pub limits: Limits,
-    /// Subprotocols that the server speaks, the preferred one first.
-    pub subprotocols: Vec<String>,
-    /// Which origins may connect.
-    pub origins: OriginPolicy,
+    /// The first is that of all paths if there is no other, and of outgoing connections.
+    routes: Vec<RouteEnv>,
+    router: matchit::Router<u16>,
     /// TLS, by listener; none where plain HTTP is spoken.
     pub tls: Vec<Option<ServerTls>>,
     /// Free buffers.
@@ -114,10 +114,6 @@ pub struct Env {
     pub now_s: u32,
     /// Messages refused for want of room, of all connections.
     pub dropped: u64,
-    /// By this endpoint's role.
-    decoder_limits: [DecoderLimits; 2],
-    /// The deadline of an open connection that has just received something, in ticks.
-    open_span: Option<u8>,
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     partials: Vec<Box<Partial>>,
     /// What was decrypted of one receive.
@@ -140,38 +136,72 @@ pub fn decoder_limits(limits: &Limits, role: Role) -> DecoderLimits {
 const PARTIALS_MAX: usize = 256;
 
 impl Env {
-    /// What the connections of a server with these settings share.
-    pub fn new(
-        limits: Limits,
-        subprotocols: Vec<String>,
-        origins: OriginPolicy,
-        seed: Seed,
-    ) -> Self {
-        let roles = [Role::Client, Role::Server];
-        let decoder_limits = roles.map(|role| decoder_limits(&limits, role));
-        let spans = [limits.ping_interval, limits.idle_timeout];
-        let open_wait = spans.into_iter().filter(|span| !span.is_zero()).min();
+    /// What the connections of a server with these routes share; the first is that of all
+    /// paths if there is no other, and of outgoing connections.
+    pub fn new(routes: Vec<Route>, seed: Seed) -> Self {
+        let mut router = matchit::Router::new();
+        for (index, route) in routes.iter().enumerate() {
+            if let Some(pattern) = &route.pattern {
+                let inserted = router.insert(pattern.as_ref(), index as u16);
+                debug_assert!(inserted.is_ok(), "patterns have been validated");
+            }
+        }
+        assert!(!routes.is_empty(), "there is a route for all other paths");
         Self {
-            open_span: open_wait.map(ticks),
-            limits,
-            subprotocols,
-            origins,
+            routes: routes.into_iter().map(RouteEnv::new).collect(),
+            router,
             tls: Vec::new(),
             pool: Pool::default(),
             random: Random::new(seed),
             now_s: 0,
             dropped: 0,
-            decoder_limits,
             partials: Vec::new(),
             plain: Vec::new(),
             scratch: Vec::new(),
         }
     }
 
-    /// What a peer of an endpoint in this role may do.
+    /// The limits of what happens before a path is known, and of the thread.
     #[inline]
-    fn decoder_limits(&self, role: Role) -> &DecoderLimits {
-        &self.decoder_limits[role as usize]
+    pub fn limits(&self) -> &Limits {
+        &self.routes[0].route.limits
+    }
+
+    /// The route of a path; none if there are routes, and none of them is its.
+    fn find_route(&self, path: &str) -> Option<u16> {
+        if self.routes.len() == 1 {
+            return Some(0);
+        }
+        self.router.at(path).ok().map(|found| *found.value)
+    }
+
+    #[inline]
+    fn route(&self, index: u16) -> &RouteEnv {
+        &self.routes[usize::from(index)]
+    }
+}
+
+/// A route, and what follows from it.
+#[derive(Debug)]
+struct RouteEnv {
+    route: Route,
+    /// By this endpoint's role.
+    decoder_limits: [DecoderLimits; 2],
+    /// The deadline of an open connection that has just received something, in ticks.
+    open_span: Option<u8>,
+}
+
+impl RouteEnv {
+    fn new(route: Route) -> Self {
+        let limits = &route.limits;
+        let roles = [Role::Client, Role::Server];
+        let spans = [limits.ping_interval, limits.idle_timeout];
+        let open_wait = spans.into_iter().filter(|span| !span.is_zero()).min();
+        Self {
+            decoder_limits: roles.map(|role| decoder_limits(limits, role)),
+            open_span: open_wait.map(ticks),
+            route,
+        }
     }
 }
 
@@ -227,9 +257,12 @@ pub(crate) struct State {
     /// Output; plaintext if there is TLS.
     queue: Option<Box<SendQueue>>,
     tls: Option<Box<Session>>,
-    subprotocol: Option<Box<str>>,
-    /// The Close frame that the handler asked for.
-    close: Option<Box<LocalClose>>,
+    /// What few connections have.
+    extra: Option<Box<Extra>>,
+    /// Its route, once the path is known.
+    route: u16,
+    /// Which subprotocol was agreed.
+    subprotocol: Subprotocol,
     role: Role,
     phase: Phase,
     /// The phase whose deadline runs.
@@ -253,13 +286,6 @@ pub(crate) struct State {
     span: u8,
     /// Seconds without a byte from the peer, up to the deadline that runs.
     silence_s: u32,
-}
-
-/// A Close frame that was sent.
-#[derive(Debug)]
-struct LocalClose {
-    code: Option<CloseCode>,
-    reason: Box<str>,
 }
 
 /// What the worker is to do with a connection after a call.
@@ -288,8 +314,9 @@ impl<D> Conn<D> {
             state: State {
                 queue: None,
                 tls: tls.map(Box::new),
-                subprotocol: None,
-                close: None,
+                extra: None,
+                route: 0,
+                subprotocol: Subprotocol::NONE,
                 role,
                 phase: Phase::Handshake,
                 deadline_phase: Phase::Closed,
@@ -300,7 +327,7 @@ impl<D> Conn<D> {
                 ping_sent: false,
                 was_open: false,
                 owes_close: false,
-                control: ControlBudget::new(env.now_s, &env.limits),
+                control: ControlBudget::new(env.now_s, env.limits()),
                 span: 0,
                 silence_s: 0,
             },
@@ -387,6 +414,11 @@ impl<D> Conn<D> {
         self.state.blocked
     }
 
+    /// The limits of its route.
+    pub fn limits<'e>(&self, env: &'e Env) -> &'e Limits {
+        self.state.limits(env)
+    }
+
     /// Bytes of output that wait.
     pub fn queued_len(&self) -> usize {
         self.state.queued_len()
@@ -465,7 +497,7 @@ impl<D> Conn<D> {
     }
 
     fn check_drained(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
-        let drained = self.queued_len() <= env.limits.output_low_water;
+        let drained = self.queued_len() <= self.state.limits(env).output_low_water;
         if drained && !self.state.blocked {
             self.state.drain_owed = false;
             if self.is_open()
@@ -502,7 +534,7 @@ impl<D> Conn<D> {
         if state.phase == Phase::Open && renew && state.silence_s == 0 && !state.ping_sent {
             // The common case: the peer has been heard.
             state.deadline_phase = Phase::Open;
-            return match env.open_span {
+            return match env.route(state.route).open_span {
                 Some(span) => {
                     state.span = span;
                     Deadline::Set(span)
@@ -515,7 +547,7 @@ impl<D> Conn<D> {
             return Deadline::Keep;
         }
         state.deadline_phase = state.phase;
-        match state.wait(&env.limits) {
+        match state.wait(state.limits(env)) {
             Some(wait) => {
                 state.span = ticks(wait);
                 Deadline::Set(state.span)
@@ -537,6 +569,16 @@ pub enum Deadline {
 }
 
 impl State {
+    #[inline]
+    fn limits<'e>(&self, env: &'e Env) -> &'e Limits {
+        &env.route(self.route).route.limits
+    }
+
+    #[inline]
+    fn decoder_limits<'e>(&self, env: &'e Env) -> &'e DecoderLimits {
+        &env.route(self.route).decoder_limits[self.role as usize]
+    }
+
     /// How long the peer may stay silent in this phase, from now on.
     fn wait(&self, limits: &Limits) -> Option<Duration> {
         match self.phase {

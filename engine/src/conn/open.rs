@@ -25,10 +25,7 @@ impl<D> Conn<D> {
         let mut rest = input;
         // A callback may end it: then nothing behind the message is looked at.
         while matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
-            let event = match self
-                .decoder
-                .next(&mut rest, env.decoder_limits(self.state.role))
-            {
+            let event = match self.decoder.next(&mut rest, self.state.decoder_limits(env)) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => return self.fail(error, env, sink),
@@ -127,6 +124,7 @@ impl<D> Conn<D> {
 
     /// Counts a control frame.
     fn count_control(&mut self, env: &Env) -> Result<(), ProtocolError> {
-        self.state.control.take(env.now_s, &env.limits)
+        let limits = self.state.limits(env);
+        self.state.control.take(env.now_s, limits)
     }
 }

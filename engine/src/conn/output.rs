@@ -78,7 +78,7 @@ impl<D> Output<'_, D> {
 
     /// The agreed subprotocol.
     pub fn subprotocol(&self) -> Option<&str> {
-        self.state.subprotocol.as_deref()
+        self.state.subprotocol(self.env)
     }
 
     /// Whether the queue has to be flushed before there can be room for such a message.
@@ -106,7 +106,7 @@ impl<D> Output<'_, D> {
             return SendResult::Gone;
         }
         let payload = &payload[..payload.len().min(CONTROL_PAYLOAD_LEN_MAX)];
-        let limit = self.env.limits.output_len_max;
+        let limit = self.state.limits(self.env).output_len_max;
         self.state
             .push_frame(Opcode::Ping, payload, limit, self.env)
     }
@@ -152,7 +152,7 @@ impl State {
     #[inline]
     fn must_flush(&self, frame_len: usize, env: &Env) -> bool {
         let may_help = !self.blocked && (self.queue.is_some() || self.tls.is_some());
-        may_help && self.queued_len() + frame_len > env.limits.output_len_max
+        may_help && self.queued_len() + frame_len > self.limits(env).output_len_max
     }
 
     fn flush(&mut self, env: &mut Env, mut flush: impl FnMut(&mut SendQueue, &mut Pool) -> bool) {
@@ -179,7 +179,7 @@ impl State {
         if self.phase != Phase::Open {
             return SendResult::Gone;
         }
-        let limit = env.limits.output_len_max;
+        let limit = self.limits(env).output_len_max;
         let result = self.push_frame(message.opcode(), message.payload(), limit, env);
         self.note(result, env)
     }
@@ -194,11 +194,11 @@ impl State {
             let Ok(Some((header, len))) = FrameHeader::decode(&frame) else {
                 return SendResult::Gone;
             };
-            let limit = env.limits.output_len_max;
+            let limit = self.limits(env).output_len_max;
             let result = self.push_frame(header.opcode, &frame[len..], limit, env);
             return self.note(result, env);
         }
-        let result = if self.queued_len() + frame.len() > env.limits.output_len_max {
+        let result = if self.queued_len() + frame.len() > self.limits(env).output_len_max {
             SendResult::Dropped(DropReason::OutputLimit)
         } else {
             let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
@@ -211,13 +211,13 @@ impl State {
     /// Queues a ping or a pong, which may use the reserve but for a Close frame's part; says
     /// whether there was room.
     pub(super) fn push_control(&mut self, opcode: Opcode, payload: &[u8], env: &mut Env) -> bool {
-        let limit = env.limits.output_len_max + CONTROL_RESERVE - CLOSE_LEN_MAX;
+        let limit = self.limits(env).output_len_max + CONTROL_RESERVE - CLOSE_LEN_MAX;
         self.push_frame(opcode, payload, limit, env) != SendResult::Dropped(DropReason::OutputLimit)
     }
 
     /// Queues a Close frame. There is always room for one.
     pub(super) fn push_close(&mut self, close: &CloseFrame<'_>, env: &mut Env) {
-        let limit = env.limits.output_len_max + CONTROL_RESERVE;
+        let limit = self.limits(env).output_len_max + CONTROL_RESERVE;
         let result = self.push_frame(Opcode::Close, &close.encode(), limit, env);
         debug_assert_ne!(
             result,
@@ -231,10 +231,10 @@ impl State {
         if self.phase == Phase::Open {
             self.push_close(close, env);
             self.phase = Phase::CloseSent;
-            self.close = Some(Box::new(LocalClose {
+            self.extra_mut().close = Some(LocalClose {
                 code: close.code,
                 reason: close.reason.into(),
-            }));
+            });
         }
     }
 

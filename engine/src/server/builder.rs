@@ -1,17 +1,21 @@
 use std::fmt;
+use std::iter;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::config::Limits;
 use crate::config::OriginPolicy;
+use crate::config::OutputPolicy;
+use crate::config::Route;
 use crate::conn::Closed;
 use crate::conn::Env;
 use crate::error::ConfigError;
 use crate::error::Error;
 use crate::error::Result;
-use crate::http1;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::protocol::Message;
+use crate::protocol::handshake;
 use crate::reactor;
 use crate::reactor::listen::Address;
 use crate::reactor::listen::Listener;
@@ -28,6 +32,9 @@ use super::closures::Unset;
 
 /// The most threads.
 const THREADS_MAX: usize = 1024;
+
+/// The most routes: connections know theirs by a number of 16 bits.
+const ROUTES_MAX: usize = 65_534;
 
 /// Which mechanism of the operating system moves the bytes. All behave the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,9 +75,9 @@ impl fmt::Display for BackendChoice {
 /// The settings of a server, besides its handler.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Settings {
-    pub(super) limits: Limits,
-    pub(super) subprotocols: Vec<String>,
-    pub(super) origins: OriginPolicy,
+    /// What routes begin with, and what outgoing connections have.
+    pub(super) base: Route,
+    pub(super) routes: Vec<Route>,
     pub(super) threads: Option<usize>,
     pub(super) backend: BackendChoice,
     pub(super) connections_max: Option<usize>,
@@ -199,7 +206,7 @@ impl Settings {
     }
 
     fn validate(&self) -> std::result::Result<(), ConfigError> {
-        self.limits.validate()?;
+        self.validate_routes()?;
         let threads = self.threads();
         if threads == 0 || threads > THREADS_MAX {
             return Err(ConfigError::Threads(threads));
@@ -208,10 +215,6 @@ impl Settings {
             if let Err(text) = address {
                 return Err(ConfigError::Address(text.clone()));
             }
-        }
-        let is_bad = |name: &&String| !http1::is_token(name.as_bytes());
-        if let Some(bad) = self.subprotocols.iter().find(is_bad) {
-            return Err(ConfigError::Subprotocol(bad.clone()));
         }
         match self.backend {
             BackendChoice::Uring if !cfg!(all(feature = "uring", target_os = "linux")) => {
@@ -222,13 +225,41 @@ impl Settings {
         }
     }
 
+    fn validate_routes(&self) -> std::result::Result<(), ConfigError> {
+        let mut router = matchit::Router::new();
+        for route in iter::once(&self.base).chain(&self.routes) {
+            route.validate()?;
+            if let Some(pattern) = route.pattern() {
+                let why = |error: matchit::InsertError| error.to_string();
+                router
+                    .insert(pattern, ())
+                    .map_err(why)
+                    .and_then(|()| match pattern.starts_with('/') {
+                        true => Ok(()),
+                        false => Err("it does not begin with /".to_owned()),
+                    })
+                    .map_err(|why| ConfigError::Route(pattern.to_owned(), why))?;
+            }
+            if let OriginPolicy::List(patterns) = &route.origins {
+                let is_bad = |pattern: &&String| !handshake::is_origin_pattern(pattern);
+                if let Some(bad) = patterns.iter().find(is_bad) {
+                    return Err(ConfigError::Origin(bad.clone()));
+                }
+            }
+        }
+        if self.routes.len() > ROUTES_MAX {
+            return Err(ConfigError::Limit("more than 65,534 routes"));
+        }
+        Ok(())
+    }
+
     /// What the connections of a thread share.
     pub(super) fn env(&self) -> Result<Env> {
         let mut seed = [0; 32];
         let no_seed = |error: getrandom::Error| Error::io("get random bytes")(error.into());
         getrandom::fill(&mut seed).map_err(no_seed)?;
-        let (limits, subprotocols) = (self.limits.clone(), self.subprotocols.clone());
-        let mut env = Env::new(limits, subprotocols, self.origins, seed);
+        let routes = iter::once(&self.base).chain(&self.routes);
+        let mut env = Env::new(routes.cloned().collect(), seed);
         env.tls.clone_from(&self.tls);
         Ok(env)
     }
@@ -254,30 +285,65 @@ impl<M: MakeHandler> Builder<M> {
         self
     }
 
+    /// Sets what routes begin with, and what outgoing connections and servers without routes
+    /// have.
+    pub fn defaults(self, base: Route) -> Self {
+        self.change_base(|_| base)
+    }
+
     /// Sets all limits and time-outs.
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.settings.limits = limits;
-        self
+    pub fn limits(self, limits: Limits) -> Self {
+        self.change_base(|base| base.limits(limits))
     }
 
     /// The longest message in bytes. The output limit is raised with it where it would not
     /// hold one.
-    pub fn message_len_max(mut self, len: usize) -> Self {
-        let limits = &mut self.settings.limits;
-        limits.message_len_max = len;
-        limits.output_len_max = limits.output_len_max.max(len.saturating_add(16));
-        self
+    pub fn message_len_max(self, len: usize) -> Self {
+        self.change_base(|base| base.message_len_max(len))
     }
 
     /// Subprotocols that the server speaks, the preferred one first (RFC 6455 §1.9).
-    pub fn subprotocols<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
-        self.settings.subprotocols = names.into_iter().map(Into::into).collect();
-        self
+    pub fn subprotocols<S: Into<String>>(self, names: impl IntoIterator<Item = S>) -> Self {
+        self.change_base(|base| base.subprotocols(names))
     }
 
     /// Which browsers' pages may connect.
-    pub fn origins(mut self, policy: OriginPolicy) -> Self {
-        self.settings.origins = policy;
+    pub fn origins(self, policy: OriginPolicy) -> Self {
+        self.change_base(|base| base.origins(policy))
+    }
+
+    /// What becomes of a message that the output limit leaves no room for.
+    pub fn output_policy(self, policy: OutputPolicy) -> Self {
+        self.change_base(|base| base.output_policy(policy))
+    }
+
+    /// Whether messages are delivered in chunks as they arrive, and are not held
+    /// ([`Route::streaming`]).
+    pub fn streaming(self, streaming: bool) -> Self {
+        self.change_base(|base| base.streaming(streaming))
+    }
+
+    /// Whether pings are answered by the engine; the default ([`Route::auto_pong`]).
+    pub fn auto_pong(self, auto: bool) -> Self {
+        self.change_base(|base| base.auto_pong(auto))
+    }
+
+    /// How long a connection may be open before the handler has promoted it
+    /// ([`Route::promote_within`]).
+    pub fn promote_within(self, timeout: Duration) -> Self {
+        self.change_base(|base| base.promote_within(timeout))
+    }
+
+    /// Takes requests for paths that `pattern` stands for, with what `change` says in place of
+    /// what the builder has been told so far. Other paths are then answered with 404.
+    pub fn route(mut self, pattern: &str, change: impl FnOnce(Route) -> Route) -> Self {
+        let route = change(self.settings.base.clone()).with_pattern(pattern);
+        self.settings.routes.push(route);
+        self
+    }
+
+    fn change_base(mut self, change: impl FnOnce(Route) -> Route) -> Self {
+        self.settings.base = change(self.settings.base);
         self
     }
 

@@ -1,9 +1,9 @@
 use std::io;
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Limits;
-use crate::config::OriginPolicy;
+use crate::config::Route;
 use crate::conn::Env;
 use crate::connect::Connect;
 use crate::error::ConfigError;
@@ -29,12 +29,10 @@ pub struct SimServer<H: Handler> {
 /// Settings of a simulated server.
 #[derive(Clone, Debug)]
 pub struct SimSettings {
-    /// The limits.
-    pub limits: Limits,
-    /// Subprotocols that it speaks.
-    pub subprotocols: Vec<String>,
-    /// Which origins may connect.
-    pub origins: OriginPolicy,
+    /// What the connections may do.
+    pub base: Route,
+    /// The routes, if there are any.
+    pub routes: Vec<(&'static str, Route)>,
     /// TLS, if connections to it are to have it.
     pub tls: Option<ServerTls>,
     /// The most connections.
@@ -48,9 +46,8 @@ pub struct SimSettings {
 impl Default for SimSettings {
     fn default() -> Self {
         Self {
-            limits: Limits::default(),
-            subprotocols: Vec::new(),
-            origins: OriginPolicy::SameHost,
+            base: Route::default(),
+            routes: Vec::new(),
             tls: None,
             connections_max: usize::MAX,
             seed: 0,
@@ -62,14 +59,16 @@ impl Default for SimSettings {
 impl<H: Handler> SimServer<H> {
     /// A server that nobody has connected to yet.
     pub fn new(settings: SimSettings, handler: H) -> Self {
-        settings.limits.validate().expect("valid limits");
+        settings.base.validate().expect("valid limits");
         let net = SimNet::new(settings.seed, settings.faults);
         let remote = Remote::new(1);
         let shared = Arc::new(Shared::new(Some(settings.connections_max)));
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&settings.seed.to_le_bytes());
-        let (subprotocols, origins) = (settings.subprotocols, settings.origins);
-        let mut env = Env::new(settings.limits, subprotocols, origins, seed);
+        let routes = settings.routes.into_iter();
+        let routes = routes.map(|(pattern, route)| route.with_pattern(pattern));
+        let routes = iter::once(settings.base).chain(routes);
+        let mut env = Env::new(routes.collect(), seed);
         env.tls = vec![settings.tls];
         // There is no CPU to spin on.
         let spin = Spin::new(1, 0);

@@ -15,8 +15,10 @@ const EXPIRE_MAX: usize = 16;
 
 impl<B: Backend, H: Handler> Worker<B, H> {
     pub(super) fn set_stall(&mut self, key: Key) {
-        self.stall
-            .set(key.index, ticks(self.env.limits.write_timeout));
+        if let Some(slot) = self.conns.get(key) {
+            let timeout = slot.conn.limits(&self.env).write_timeout;
+            self.stall.set(key.index, ticks(timeout));
+        }
     }
 
     /// Finds the connections whose deadlines have passed.

@@ -456,9 +456,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
         alone |= batch.len() == 1;
         let slot_len = if alone {
-            HEADROOM + self.env.limits.turn_len_max.min(RECEIVE_BUFFER_LEN)
+            HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_BUFFER_LEN)
         } else {
-            HEADROOM + self.env.limits.turn_len_max.min(RECEIVE_SLOT_LEN)
+            HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN)
         };
         let mut ops: ArrayVec<RecvOp<'_, B::Socket>, RECV_BATCH_MAX> = buffer
             .chunks_exact_mut(slot_len)
@@ -699,7 +699,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.backend.pause_accept();
         self.accept_at = None;
         // A second more than the connections' own deadlines, which are coarse.
-        self.stop_at = Some(self.now + self.env.limits.close_timeout + Duration::from_secs(2));
+        self.stop_at = Some(self.now + self.env.limits().close_timeout + Duration::from_secs(2));
         let frame = CloseFrame::new(CloseCode::GOING_AWAY, "");
         let keys: Vec<Key> = self.conns.keys().collect();
         for key in keys {

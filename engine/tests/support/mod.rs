@@ -31,10 +31,10 @@ use sockeye::Handler;
 use sockeye::Initiator;
 use sockeye::Limits;
 use sockeye::Message;
-use sockeye::OriginPolicy;
 use sockeye::Remote;
 use sockeye::Request;
 use sockeye::Response;
+use sockeye::Route;
 use sockeye::Server;
 use sockeye::Timeout;
 use sockeye::Upgrade;
@@ -334,8 +334,9 @@ pub enum World {
 #[derive(Clone, Default)]
 pub struct Settings {
     pub limits: Limits,
-    pub subprotocols: Vec<String>,
-    pub origins: OriginPolicy,
+    /// With the limits above in place of its own.
+    pub base: Route,
+    pub routes: Vec<(&'static str, Route)>,
     pub connections_max: Option<usize>,
     pub threads: Option<usize>,
     /// TLS of its own, where there is TLS.
@@ -393,9 +394,8 @@ impl World {
         if self.is_sim() {
             let settings = SimSettings {
                 tls: tls.cloned(),
-                limits: settings.limits,
-                subprotocols: settings.subprotocols,
-                origins: settings.origins,
+                base: settings.base.limits(settings.limits),
+                routes: settings.routes,
                 connections_max: settings.connections_max.unwrap_or(usize::MAX),
                 seed: 42,
                 faults: Faults {
@@ -417,15 +417,16 @@ impl World {
         }
         let mut builder = Server::builder()
             .handler(move |_| probe.clone())
-            .limits(settings.limits)
-            .subprotocols(settings.subprotocols)
-            .origins(settings.origins)
+            .defaults(settings.base.limits(settings.limits))
             .threads(settings.threads.unwrap_or(1))
             .direct_descriptors(self == Self::UringDirect)
             .backend(match self {
                 Self::Poll | Self::PollTls => BackendChoice::Poll,
                 _ => BackendChoice::Uring,
             });
+        for (pattern, route) in settings.routes {
+            builder = builder.route(pattern, |_| route);
+        }
         if let Some(connections) = settings.connections_max {
             builder = builder.connections_max(connections);
         }

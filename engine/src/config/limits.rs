@@ -1,6 +1,3 @@
-#![forbid(unsafe_code)]
-//! Limits and their validation. `docs/LIMITS.md` has the reason for each default.
-
 use std::time::Duration;
 
 use crate::error::ConfigError;
@@ -129,22 +126,6 @@ impl Limits {
         }
         Ok(())
     }
-}
-
-/// Which browsers' pages may connect (RFC 6455 §10.2). Requests without an `Origin` header do
-/// not come from a browser's page and are always accepted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OriginPolicy {
-    /// Pages of the host and port that the request names; others are answered with 403.
-    #[default]
-    SameHost,
-    /// Pages of any site.
-    ///
-    /// Warning: with this, any page that a user visits can open a connection with the user's
-    /// cookies and act in the user's name. Only for services that use neither cookies nor
-    /// the caller's network position to decide what a connection may do.
-    Any,
 }
 
 #[cfg(test)]
