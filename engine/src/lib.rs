@@ -61,6 +61,8 @@ mod connect;
 #[cfg(feature = "std")]
 mod error;
 #[cfg(feature = "std")]
+mod pubsub;
+#[cfg(feature = "std")]
 mod random;
 #[cfg(feature = "std")]
 #[allow(
@@ -103,11 +105,17 @@ mod with_std {
     pub use crate::config::OriginPolicy;
     pub use crate::config::OutputPolicy;
     pub use crate::config::Route;
+    pub use crate::config::Victims;
+    pub use crate::conn::Chunk;
     pub use crate::conn::CloseCause;
     pub use crate::conn::Closed;
     pub use crate::conn::DropReason;
+    pub use crate::conn::Dropped;
     pub use crate::conn::Initiator;
+    pub use crate::conn::MessageWriter;
     pub use crate::conn::OpenError;
+    pub use crate::conn::Prepared;
+    pub use crate::conn::SendOptions;
     pub use crate::conn::SendResult;
     pub use crate::conn::Timeout;
     pub use crate::conn::Upgrade;
@@ -123,6 +131,8 @@ mod with_std {
     pub use crate::worker::Handler;
     pub use crate::worker::PostError;
     pub use crate::worker::Remote;
+    pub use crate::worker::Thread;
+    pub use crate::worker::TimerId;
 }
 
 #[cfg(any(feature = "uring", feature = "poll"))]

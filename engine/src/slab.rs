@@ -90,6 +90,11 @@ impl<T> Slab<T> {
         }
     }
 
+    /// Every index in use is below.
+    pub fn indexes(&self) -> u32 {
+        self.generations.len() as u32
+    }
+
     /// The key of the value that is at `index` now.
     #[inline]
     pub fn key_at(&self, index: u32) -> Option<Key> {

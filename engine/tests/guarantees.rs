@@ -726,7 +726,7 @@ fn silent_peers_are_pinged_and_then_closed() {
         lively.send_text("here");
         lively.expect_text("here");
     }
-    silent.expect(Opcode::Ping, b"");
+    silent.expect_own_ping();
     silent.expect_close(1001);
     let ended = server.ended();
     assert_eq!(ended.why, Why::TimedOut(Timeout::Pong));
@@ -737,7 +737,7 @@ fn silent_peers_are_pinged_and_then_closed() {
     let mut quiet = server.open();
     for _ in 0..40 {
         server.pass(seconds(32));
-        quiet.expect(Opcode::Ping, b"");
+        quiet.expect_own_ping();
         quiet.send_frame(Opcode::Pong, b"");
     }
     assert_eq!(server.log().closes().len(), 2);

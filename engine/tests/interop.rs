@@ -77,7 +77,7 @@ impl Handler for Peer {
         }
     }
 
-    fn on_pong(&mut self, conn: &mut Context<'_, ()>, payload: &[u8]) {
+    fn on_pong(&mut self, conn: &mut Context<'_, ()>, payload: &[u8], _: Option<Duration>) {
         assert_eq!(payload, b"are you there");
         conn.send("pong");
     }
@@ -281,7 +281,7 @@ impl Handler for Runner {
         Self::go_on(conn);
     }
 
-    fn on_pong(&mut self, conn: &mut Context<'_, Script>, payload: &[u8]) {
+    fn on_pong(&mut self, conn: &mut Context<'_, Script>, payload: &[u8], _: Option<Duration>) {
         assert_eq!(payload, b"hello");
         conn.data().close = Some(1000);
         Self::go_on(conn);

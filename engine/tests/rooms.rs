@@ -14,6 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["protocol", "tls"]),
     ("protocol", &["simd", "http1"]),
     ("reactor", &["buffer", "slab"]),
+    ("pubsub", &["slab"]),
     ("random", &[]),
     ("tls", &["buffer"]),
     (
@@ -31,8 +32,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "worker",
         &[
-            "buffer", "conn", "connect", "error", "http1", "protocol", "reactor", "slab", "timer",
-            "tls",
+            "buffer", "config", "conn", "connect", "error", "http1", "protocol", "pubsub",
+            "reactor", "slab", "timer", "tls",
         ],
     ),
     (

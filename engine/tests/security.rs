@@ -381,7 +381,7 @@ fn slowloris_frame(world: World) {
     let mut link = server.open();
     link.send(&[0x82]);
     server.pass(Duration::from_secs(3));
-    link.expect(Opcode::Ping, b"");
+    link.expect_own_ping();
     server.pass(Duration::from_secs(3));
     link.expect_close(1001);
     let ended = server.ended();

@@ -219,7 +219,7 @@ fn remote_sends_and_closes(world: World) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 0..500 {
-                remote.send(id, &number.to_string()).expect("room");
+                remote.send(id, number.to_string()).expect("room");
             }
             remote.send(id, &[7_u8; 60_000]).expect("room");
             remote

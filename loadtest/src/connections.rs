@@ -142,7 +142,7 @@ impl Handler for Holder {
         }
     }
 
-    fn on_pong(&mut self, conn: &mut Context<'_, Held>, payload: &[u8]) {
+    fn on_pong(&mut self, conn: &mut Context<'_, Held>, payload: &[u8], _: Option<Duration>) {
         let held = *conn.data();
         if payload != held.first.to_be_bytes() {
             return self.base.fail("a pong is not that of its ping".to_owned());

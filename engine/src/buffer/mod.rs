@@ -10,4 +10,7 @@ mod pool;
 mod send_queue;
 
 pub use pool::Pool;
+pub use send_queue::FrameSpan;
+pub use send_queue::Replacement;
+pub use send_queue::SHARED_LEN_MIN;
 pub use send_queue::SendQueue;

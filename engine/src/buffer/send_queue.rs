@@ -1,12 +1,13 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::mem;
 
 use bytes::Bytes;
 
 use super::Pool;
 
 /// Shared bytes up to this length are copied instead: cheaper than a segment of their own.
-const SHARED_LEN_MIN: usize = 512;
+pub const SHARED_LEN_MIN: usize = 512;
 
 /// A segment of copied bytes is begun anew from this length on.
 const SEGMENT_LEN: usize = 64 * 1024;
@@ -15,31 +16,87 @@ const SEGMENT_LEN: usize = 64 * 1024;
 ///
 /// ```text
 ///  segments:  [ copied ........ ][ shared ][ copied .... ]
-///                  ^ sent                              ^ push appends
+///                  ^ start                             ^ push appends
 /// ```
+///
+/// What is pushed at once is a frame, or belongs to the one pushed before
+/// ([`push_tail`](Self::push_tail)); so a segment begins with a frame, unless it is a tail, and
+/// frames that wait can be found again ([`remove_oldest`](Self::remove_oldest)).
 #[derive(Debug, Default)]
 pub struct SendQueue {
     segments: VecDeque<Segment>,
-    /// Bytes of the first segment that the kernel has taken.
-    /// Invariant: less than its length.
-    sent: usize,
     /// Bytes waiting, of all segments.
     len: usize,
+    /// Those of them that others hold as well.
+    shared_len: usize,
 }
 
 #[derive(Debug)]
-enum Segment {
+struct Segment {
+    bytes: Piece,
+    kind: Kind,
+    /// What lies before has been taken by the kernel, or given up.
+    /// Invariant: less than the length.
+    start: usize,
+    /// Where a frame begins, and no later than the first that the kernel has not begun to take.
+    /// Invariant: what lies behind is as it was pushed.
+    boundary: usize,
+}
+
+#[derive(Debug)]
+enum Piece {
     Copied(Vec<u8>),
     Shared(Bytes),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Frames; more can be appended if they are copied ones.
+    Frames,
+    /// One frame, of the message that has this key.
+    Keyed(u64),
+    /// What belongs to the frame before, or is no frame.
+    Tail,
+}
+
 impl Segment {
-    fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Copied(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
+    fn new(bytes: Piece, kind: Kind) -> Self {
+        Self {
+            bytes,
+            kind,
+            start: 0,
+            boundary: 0,
         }
     }
+
+    fn all(&self) -> &[u8] {
+        match &self.bytes {
+            Piece::Copied(bytes) => bytes,
+            Piece::Shared(bytes) => bytes,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.all().len() - self.start
+    }
+}
+
+/// A frame, as the owner of a queue finds it at the beginning of some bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameSpan {
+    /// Its length, header included.
+    pub len: usize,
+    /// It is a message, and can be given up without harm to others.
+    pub is_message: bool,
+}
+
+/// What has been given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// So many messages.
+    pub messages: u32,
+    /// So many bytes, headers included.
+    pub bytes: usize,
 }
 
 impl SendQueue {
@@ -55,6 +112,11 @@ impl SendQueue {
     #[inline]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes of memory that are held for this queue alone.
+    pub fn held_len(&self) -> usize {
+        self.len - self.shared_len + self.segments.len() * size_of::<Segment>()
     }
 
     /// Whether nothing waits.
@@ -75,9 +137,35 @@ impl SendQueue {
         bytes.extend_from_slice(front);
         bytes.extend_from_slice(back);
         self.len += len;
+        self.last_bytes(back.len())
+    }
+
+    /// As [`push`](Self::push), as a frame that [`replace`](Self::replace) finds by `key`.
+    pub fn push_keyed(
+        &mut self,
+        key: u64,
+        front: &[u8],
+        back: &[u8],
+        pool: &mut Pool,
+    ) -> &mut [u8] {
+        let mut bytes = pool.take();
+        bytes.extend_from_slice(front);
+        bytes.extend_from_slice(back);
+        self.len += bytes.len();
+        let segment = Segment::new(Piece::Copied(bytes), Kind::Keyed(key));
+        self.segments.push_back(segment);
+        self.last_bytes(back.len())
+    }
+
+    /// The last bytes of a last segment that was copied.
+    #[inline]
+    fn last_bytes(&mut self, len: usize) -> &mut [u8] {
         match self.segments.back_mut() {
-            Some(Segment::Copied(bytes)) => {
-                let start = bytes.len() - back.len();
+            Some(Segment {
+                bytes: Piece::Copied(bytes),
+                ..
+            }) => {
+                let start = bytes.len() - len;
                 &mut bytes[start..]
             }
             _ => &mut [],
@@ -103,9 +191,7 @@ impl SendQueue {
         self.len += len;
         if start + len == 0 {
             // Nothing is in it: a queue has no empty segments.
-            if let Some(Segment::Copied(bytes)) = self.segments.pop_back() {
-                pool.put(bytes);
-            }
+            recycle(self.segments.pop_back(), pool);
         }
         written.map(|_| ())
     }
@@ -114,55 +200,177 @@ impl SendQueue {
     #[inline]
     fn open_segment(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
         // A queue that is never quite empty must not keep what has long been sent.
-        let has_room =
-            |segment: &Segment| matches!(segment, Segment::Copied(b) if b.len() < SEGMENT_LEN);
+        let has_room = |segment: &Segment| {
+            let short = matches!(&segment.bytes, Piece::Copied(b) if b.len() < SEGMENT_LEN);
+            short && segment.kind == Kind::Frames
+        };
         if !self.segments.back().is_some_and(has_room) {
-            self.segments.push_back(Segment::Copied(pool.take()));
+            let segment = Segment::new(Piece::Copied(pool.take()), Kind::Frames);
+            self.segments.push_back(segment);
         }
         match self.segments.back_mut() {
-            Some(Segment::Copied(bytes)) => bytes,
+            Some(Segment {
+                bytes: Piece::Copied(bytes),
+                ..
+            }) => bytes,
             _ => unreachable!("the last segment is one of copied bytes"),
         }
     }
 
-    /// Appends bytes that others hold as well.
-    pub fn push_shared(&mut self, bytes: Bytes, pool: &mut Pool) {
-        if bytes.len() < SHARED_LEN_MIN {
-            self.push(&bytes, &[], pool);
-            return;
+    /// Appends a frame that others hold as well.
+    #[inline]
+    pub fn push_shared(&mut self, frame: &Bytes, pool: &mut Pool) {
+        if frame.len() < SHARED_LEN_MIN {
+            self.push(frame, &[], pool);
+        } else {
+            self.push_piece(frame.clone(), Kind::Frames);
         }
-        self.len += bytes.len();
-        self.segments.push_back(Segment::Shared(bytes));
+    }
+
+    /// Appends what is no frame, and holds it.
+    pub fn push_head(&mut self, head: Vec<u8>) {
+        self.len += head.len();
+        let segment = Segment::new(Piece::Copied(head), Kind::Tail);
+        self.segments.push_back(segment);
+    }
+
+    /// As [`push_shared`](Self::push_shared), as a frame that [`replace`](Self::replace) finds
+    /// by `key`.
+    pub fn push_shared_keyed(&mut self, key: u64, frame: Bytes) {
+        self.push_piece(frame, Kind::Keyed(key));
+    }
+
+    /// Appends bytes, held by others as well, that belong to what was pushed before, or are no
+    /// frame.
+    pub fn push_tail(&mut self, bytes: Bytes) {
+        self.push_piece(bytes, Kind::Tail);
+    }
+
+    fn push_piece(&mut self, bytes: Bytes, kind: Kind) {
+        if !bytes.is_empty() {
+            self.len += bytes.len();
+            self.shared_len += bytes.len();
+            let segment = Segment::new(Piece::Shared(bytes), kind);
+            self.segments.push_back(segment);
+        }
+    }
+
+    /// The length of the frame of this key, if it waits whole.
+    pub fn keyed_len(&self, key: u64) -> Option<usize> {
+        self.find_keyed(key)
+            .map(|index| self.segments[index].all().len())
+    }
+
+    /// Puts a frame in the place of the one of this key that waits whole: there has to be one.
+    /// Gives its bytes if they are a copy, `len` of them to be masked.
+    pub fn replace(&mut self, key: u64, frame: Replacement<'_>, pool: &mut Pool) -> &mut [u8] {
+        let index = self.find_keyed(key).expect("`keyed_len` has found it");
+        let segment = &mut self.segments[index];
+        self.len -= segment.all().len();
+        match &segment.bytes {
+            Piece::Shared(bytes) => self.shared_len -= bytes.len(),
+            Piece::Copied(_) => {}
+        }
+        let (piece, payload_len) = match frame {
+            Replacement::Copied(front, back) => {
+                let mut bytes = pool.take();
+                bytes.extend_from_slice(front);
+                bytes.extend_from_slice(back);
+                (Piece::Copied(bytes), back.len())
+            }
+            Replacement::Shared(bytes) => {
+                self.shared_len += bytes.len();
+                (Piece::Shared(bytes), 0)
+            }
+        };
+        let old = mem::replace(&mut segment.bytes, piece);
+        if let Piece::Copied(bytes) = old {
+            pool.put(bytes);
+        }
+        self.len += segment.all().len();
+        match &mut segment.bytes {
+            Piece::Copied(bytes) => {
+                let start = bytes.len() - payload_len;
+                &mut bytes[start..]
+            }
+            Piece::Shared(_) => &mut [],
+        }
+    }
+
+    fn find_keyed(&self, key: u64) -> Option<usize> {
+        let waits = |s: &Segment| s.kind == Kind::Keyed(key) && s.start == 0;
+        self.segments.iter().position(waits)
+    }
+
+    /// Gives up whole messages that wait, the oldest first, until `wanted` bytes are free or
+    /// there are no more. `span` measures the frame at the beginning of some bytes; what of it
+    /// the kernel has taken a part of stays.
+    pub fn remove_oldest(
+        &mut self,
+        wanted: usize,
+        span: impl Fn(&[u8]) -> FrameSpan,
+        pool: &mut Pool,
+    ) -> Removed {
+        let mut removed = Removed::default();
+        let mut index = 0;
+        while index < self.segments.len() && removed.bytes < wanted {
+            let segment = &mut self.segments[index];
+            if segment.kind == Kind::Tail {
+                index += 1;
+                continue;
+            }
+            let len = segment.len();
+            let spilled = segment.remove(wanted, &span, &mut removed);
+            if let (Some(at), Piece::Copied(bytes)) = (spilled, &mut segment.bytes) {
+                bytes.truncate(at);
+            }
+            let freed = len - segment.len();
+            let is_empty = segment.len() == 0;
+            if matches!(segment.bytes, Piece::Shared(_)) {
+                self.shared_len -= freed;
+            }
+            self.len -= freed;
+            if spilled.is_some()
+                && let Some(tail) = self.segments.remove(index + 1)
+            {
+                self.len -= tail.len();
+                self.shared_len -= tail.len();
+            }
+            if is_empty {
+                recycle(self.segments.remove(index), pool);
+            } else {
+                index += 1;
+            }
+        }
+        removed
     }
 
     /// What waits, from the front, in as many pieces as there are.
     #[inline]
     pub fn slices(&self) -> impl Iterator<Item = IoSlice<'_>> {
-        let mut sent = self.sent;
-        self.segments.iter().map(move |segment| {
-            let bytes = &segment.as_bytes()[sent..];
-            sent = 0;
-            IoSlice::new(bytes)
-        })
+        self.segments
+            .iter()
+            .map(|segment| IoSlice::new(&segment.all()[segment.start..]))
     }
 
     /// The kernel has taken `len` bytes off the front.
     #[inline]
-    pub fn consume(&mut self, len: usize, pool: &mut Pool) {
+    pub fn consume(&mut self, mut len: usize, pool: &mut Pool) {
         assert!(len <= self.len, "the kernel took more than there was");
         self.len -= len;
-        self.sent += len;
-        while let Some(segment) = self.segments.front() {
-            let segment_len = segment.as_bytes().len();
-            if self.sent < segment_len {
+        while let Some(segment) = self.segments.front_mut() {
+            let taken = len.min(segment.len());
+            if matches!(segment.bytes, Piece::Shared(_)) {
+                self.shared_len -= taken;
+            }
+            if taken < segment.len() {
+                segment.start += taken;
                 return;
             }
-            self.sent -= segment_len;
-            if let Some(Segment::Copied(bytes)) = self.segments.pop_front() {
-                pool.put(bytes);
-            }
+            len -= taken;
+            recycle(self.segments.pop_front(), pool);
         }
-        debug_assert_eq!((self.len, self.sent), (0, 0));
+        debug_assert_eq!((self.len, self.shared_len, len), (0, 0, 0));
     }
 
     /// Gives everything up.
@@ -171,12 +379,94 @@ impl SendQueue {
     }
 }
 
+impl Segment {
+    /// Gives up messages of this segment, the oldest first, until `wanted` bytes are free in all;
+    /// says where a message begins that is to go as well, and goes on in the next segment.
+    fn remove(
+        &mut self,
+        wanted: usize,
+        span: &impl Fn(&[u8]) -> FrameSpan,
+        removed: &mut Removed,
+    ) -> Option<usize> {
+        let len = self.all().len();
+        while self.boundary < self.start {
+            // Taken, or begun.
+            self.boundary += span(&self.all()[self.boundary..]).len;
+        }
+        let mut at = self.boundary;
+        while at < len && removed.bytes < wanted {
+            let frame = span(&self.all()[at..]);
+            if frame.is_message {
+                removed.messages += 1;
+                removed.bytes += frame.len;
+                if at + frame.len > len {
+                    return Some(at);
+                }
+                if let Piece::Copied(bytes) = &mut self.bytes {
+                    // What lies before moves up: there is little of it.
+                    bytes.copy_within(self.start..at, self.start + frame.len);
+                }
+                self.start += frame.len;
+                self.boundary += frame.len;
+            }
+            at += frame.len;
+        }
+        None
+    }
+}
+
+/// Gives the memory of a segment back.
+#[inline]
+fn recycle(segment: Option<Segment>, pool: &mut Pool) {
+    if let Some(Segment {
+        bytes: Piece::Copied(bytes),
+        ..
+    }) = segment
+    {
+        pool.put(bytes);
+    }
+}
+
+/// What takes the place of another frame.
+#[derive(Debug)]
+pub enum Replacement<'a> {
+    /// A copy of both parts.
+    Copied(&'a [u8], &'a [u8]),
+    /// A frame that others hold as well.
+    Shared(Bytes),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Frames of the tests: a length byte, a kind, and so many bytes.
+    fn frame(len: u8, kind: u8) -> Vec<u8> {
+        let mut frame = vec![kind; usize::from(len)];
+        frame[0] = len;
+        frame
+    }
+
+    fn span(bytes: &[u8]) -> FrameSpan {
+        FrameSpan {
+            len: bytes[0].into(),
+            // Capital letters are control frames.
+            is_message: bytes.get(1).is_some_and(u8::is_ascii_lowercase),
+        }
+    }
+
     fn content(queue: &SendQueue) -> Vec<u8> {
         queue.slices().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    fn check(queue: &SendQueue) {
+        assert_eq!(content(queue).len(), queue.len());
+        let shared = queue.segments.iter().filter_map(|s| match s.bytes {
+            Piece::Shared(_) => Some(s.len()),
+            Piece::Copied(_) => None,
+        });
+        assert_eq!(shared.sum::<usize>(), queue.shared_len);
+        assert!(queue.segments.iter().all(|s| s.len() > 0));
     }
 
     #[test]
@@ -191,18 +481,94 @@ mod tests {
                 want.extend_from_slice(&[round]);
                 want.extend_from_slice(b"small");
                 want.extend_from_slice(&large);
-                queue.push_shared(Bytes::from(large), &mut pool);
-                queue.push_shared(Bytes::from_static(b"tiny"), &mut pool);
-                want.extend_from_slice(b"tiny");
+                queue.push_shared(&Bytes::from(large), &mut pool);
+                queue.push_shared(&Bytes::from_static(b"tiny"), &mut pool);
+                queue.push_tail(Bytes::from_static(b"tail"));
+                want.extend_from_slice(b"tinytail");
             }
             while !queue.is_empty() {
                 assert_eq!(queue.len(), want.len());
                 assert_eq!(content(&queue), want);
+                check(&queue);
                 let len = (step * step).min(queue.len());
                 queue.consume(len, &mut pool);
                 want.drain(..len);
             }
             assert_eq!(content(&queue), b"");
         }
+    }
+
+    #[test]
+    fn oldest_messages_go_and_what_was_begun_stays() {
+        // However much has been taken, and however much is wanted, in one go or in several.
+        for taken in 0..60 {
+            for wanted in 1..40 {
+                let mut pool = Pool::default();
+                let mut queue = SendQueue::default();
+                let mut frames: Vec<Vec<u8>> = Vec::new();
+                for number in 0..12_u8 {
+                    let kind = if number % 4 == 2 { b'A' } else { b'a' } + number;
+                    let frame = frame(2 + number % 5, kind);
+                    match number % 3 {
+                        0 => queue.push_piece(frame.clone().into(), Kind::Frames),
+                        1 => {
+                            queue.push(&frame[..2], &[], &mut pool);
+                            queue.push_tail(frame[2..].to_vec().into());
+                        }
+                        _ => _ = queue.push(&frame[..1], &frame[1..], &mut pool),
+                    }
+                    frames.push(frame);
+                }
+                let total = queue.len();
+                queue.consume(taken.min(total), &mut pool);
+                for _ in 0..3 {
+                    let removed = queue.remove_oldest(wanted, span, &mut pool);
+                    check(&queue);
+                    // The same, on whole frames.
+                    let mut at = 0;
+                    let mut want = Removed::default();
+                    frames.retain(|frame| {
+                        let begun = at < taken.min(total);
+                        at += frame.len();
+                        let goes = !begun && frame[1].is_ascii_lowercase() && want.bytes < wanted;
+                        if goes {
+                            want.messages += 1;
+                            want.bytes += frame.len();
+                        }
+                        !goes
+                    });
+                    assert_eq!(removed, want, "{taken} {wanted}");
+                    let left = frames.concat();
+                    assert_eq!(
+                        content(&queue),
+                        left[taken.min(total)..],
+                        "{taken} {wanted}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keyed_frame_is_replaced_where_it_waits_and_not_once_it_has_begun() {
+        let mut pool = Pool::default();
+        let mut queue = SendQueue::default();
+        queue.push(b"1", b"", &mut pool);
+        queue.push_keyed(7, b"old", b"er", &mut pool);
+        queue.push(b"2", b"", &mut pool);
+        queue.push_shared_keyed(8, Bytes::from_static(b"eight"));
+        assert_eq!((queue.keyed_len(7), queue.keyed_len(9)), (Some(5), None));
+        let payload = queue.replace(7, Replacement::Copied(b"new", b"est"), &mut pool);
+        assert_eq!(payload, b"est");
+        queue.replace(8, Replacement::Shared(b"acht".as_slice().into()), &mut pool);
+        assert_eq!(content(&queue), b"1newest2acht");
+        check(&queue);
+        queue.consume(2, &mut pool);
+        assert_eq!(queue.keyed_len(7), None);
+        queue.replace(8, Replacement::Copied(b"", b"otto"), &mut pool);
+        assert_eq!(content(&queue), b"ewest2otto");
+        check(&queue);
+        queue.clear(&mut pool);
+        check(&queue);
     }
 }

@@ -25,11 +25,23 @@ pub struct Limits {
     pub output_len_max: usize,
     /// Output that was held up counts as drained when no more than this waits. Default 16 KiB.
     pub output_low_water: usize,
+    /// Bytes of messages that are held for a connection whose reading is paused; then nothing
+    /// more is read of it. Default 64 KiB.
+    pub hold_len_max: usize,
     /// Most control frames in a second, in the long run; more is answered with 1008.
     /// Default 10.
     pub control_rate_max: u8,
     /// Most control frames at once. Default 20.
     pub control_burst_max: u8,
+    /// Most messages in a second, and as many at once; more is answered with 1008. Zero, the
+    /// default, is no limit.
+    pub message_rate_max: u32,
+    /// Most bytes of messages in a second, and as many at once; more is answered with 1008. Zero,
+    /// the default, is no limit. No longer message can be received.
+    pub byte_rate_max: u64,
+    /// How long a connection may be open, whatever it does; then it is closed with 1008. Zero,
+    /// the default, is no limit.
+    pub lifetime_max: Duration,
     /// Most bytes taken from one connection before the others have their turn.
     /// Default 64 KiB.
     pub turn_len_max: usize,
@@ -51,6 +63,10 @@ pub struct Limits {
 /// Output beyond the limit that only Close and Pong frames may use.
 pub const CONTROL_RESERVE: usize = 1024;
 
+/// Memory of a thread for output that peers have not taken, if nothing else is said: 256 MiB,
+/// four thousand peers that have stopped reading at the default limit.
+pub const OUTPUT_BUDGET: usize = 256 << 20;
+
 /// The longest header of a frame (RFC 6455 §5.2).
 const FRAME_HEADER_LEN_MAX: usize = 14;
 
@@ -70,8 +86,12 @@ impl Default for Limits {
             uri_len_max: 2 * 1024,
             output_len_max: 64 * 1024 + FRAME_HEADER_LEN_MAX,
             output_low_water: 16 * 1024,
+            hold_len_max: 64 * 1024,
             control_rate_max: 10,
             control_burst_max: 20,
+            message_rate_max: 0,
+            byte_rate_max: 0,
+            lifetime_max: Duration::ZERO,
             turn_len_max: 64 * 1024,
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(30),
@@ -84,6 +104,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Whether messages are counted.
+    pub(crate) fn has_rate(&self) -> bool {
+        self.message_rate_max > 0 || self.byte_rate_max > 0
+    }
+
     /// # Errors
     /// The first value that makes no sense, and why.
     pub fn validate(&self) -> Result<(), ConfigError> {

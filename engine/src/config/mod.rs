@@ -6,7 +6,9 @@ mod route;
 
 pub use limits::CONTROL_RESERVE;
 pub use limits::Limits;
+pub use limits::OUTPUT_BUDGET;
 pub use route::OriginFn;
 pub use route::OriginPolicy;
 pub use route::OutputPolicy;
 pub use route::Route;
+pub use route::Victims;

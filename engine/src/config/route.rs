@@ -127,12 +127,14 @@ impl Route {
     }
 }
 
-/// What becomes of a message that the output limit leaves no room for. Each such message is
-/// counted, and [`Context::send`](crate::Context::send) says what was done.
+/// What becomes of a message that the output limit leaves no room for. Each message that is
+/// refused or given up is counted; [`Context::send`](crate::Context::send) says what was done,
+/// and [`Handler::on_dropped`](crate::Handler::on_dropped) reports what no caller has heard of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutputPolicy {
-    /// It is refused: the caller keeps it, and `on_drain` says when to try again.
+    /// It is refused: the caller keeps it, and `on_drain` says when to try again. What has no
+    /// caller that would hear of it (a publish, a message of another thread) is given up.
     #[default]
     Refuse,
     /// It is given up; `on_dropped` reports how many were. For messages that others replace.
@@ -140,9 +142,26 @@ pub enum OutputPolicy {
     /// Whole messages that wait are given up, the oldest first, until there is room;
     /// `on_dropped` reports how many. What has begun to leave is not given up.
     DropOldest,
+    /// It takes the place of the message that waits under the same key, which is given up; if
+    /// there is none, it waits like any other, and is given up if there is no room. For
+    /// values of which only the latest counts: a key for each. As the policy of a route, with
+    /// one key, only the latest message waits.
+    Conflate(u64),
     /// The connection is closed with 1013 (try again later): a peer that has missed something
     /// must begin anew. What waits is still sent.
     Close,
+}
+
+/// Whose connections are closed (1013) when the output that peers have not taken uses up its
+/// budget ([`Builder::output_budget`](crate::Builder::output_budget)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Victims {
+    /// Those with the most output: the fewest are closed.
+    #[default]
+    LargestQueue,
+    /// Those that have taken nothing for the longest time.
+    LongestBlocked,
 }
 
 /// Which browsers' pages may connect (RFC 6455 §10.2). Requests without an `Origin` header do

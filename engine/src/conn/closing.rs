@@ -24,6 +24,7 @@ use super::Timeout;
 impl<D> Conn<D> {
     /// The peer broke a rule: what was answered goes out, then the rule's close code.
     pub(super) fn fail(&mut self, error: ProtocolError, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.end_pause(env, sink);
         if self.state.phase == Phase::CloseSent {
             // RFC 6455 §5.5.1: nothing is sent behind a Close frame, not even another.
             return self.finish_close_sent(false, env, sink);
@@ -47,6 +48,7 @@ impl<D> Conn<D> {
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) {
+        self.end_pause(env, sink);
         if self.state.phase == Phase::CloseSent {
             return self.finish_close_sent(true, env, sink);
         }
@@ -115,6 +117,7 @@ impl<D> Conn<D> {
 
     /// The peer has said, in its way, that nothing more will come.
     pub(super) fn handle_last_byte(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.end_pause(env, sink);
         match self.state.phase {
             Phase::Handshake => {
                 let error = io::ErrorKind::UnexpectedEof.into();
@@ -162,8 +165,12 @@ impl<D> Conn<D> {
         } else if reached(limits.idle_timeout) {
             self.time_out(Timeout::Idle, "idle", env, sink);
         } else if reached(limits.ping_interval) {
-            self.state.push_control(Opcode::Ping, &[], env);
+            // The time, for the round trip; nothing has to be kept for it.
+            let micros = env.now.as_micros() as u64;
+            self.state
+                .push_control(Opcode::Ping, &micros.to_be_bytes(), env);
             self.state.ping_sent = true;
+            self.state.ping_timed = true;
         }
     }
 
@@ -216,9 +223,43 @@ impl<D> Conn<D> {
     /// Tells the handler of a connection that it has given up.
     #[inline]
     pub fn settle(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        if self.state.settle_owed {
+            self.settle_rest(env, sink);
+        }
         if self.state.phase == Phase::Closed && self.state.owes_close {
             self.finish(CloseCause::Terminated, Initiator::Local, false, env, sink);
             self.state.phase = Phase::Closed;
+        }
+    }
+
+    /// What few calls leave to be done.
+    #[cold]
+    fn settle_rest(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.state.settle_owed = false;
+        if self.state.drops_owed {
+            self.tell_drops(env, sink);
+        }
+        if !self.state.paused && !self.state.delivers {
+            self.deliver_held(env, sink);
+        }
+    }
+
+    /// Tells the handler of messages that were given up.
+    fn tell_drops(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.state.drops_owed = false;
+        let dropped = mem::take(&mut self.state.extra_mut().dropped);
+        if matches!(self.state.phase, Phase::Open | Phase::CloseSent)
+            && let Some(output) = self.output(env)
+        {
+            sink.dropped(output, dropped);
+        }
+    }
+
+    /// Its time to prove who it is has ended.
+    pub fn handle_promote_deadline(&mut self, env: &mut Env) {
+        if !self.state.promoted {
+            let frame = CloseFrame::new(CloseCode::POLICY_VIOLATION, "not authenticated in time");
+            self.state.begin_close(&frame, env);
         }
     }
 
@@ -231,6 +272,13 @@ impl<D> Conn<D> {
                 self.state.phase = Phase::Closed;
             }
             _ => self.state.begin_close(close, env),
+        }
+    }
+
+    /// Gives the connection up, with what is queued.
+    pub fn terminate(&mut self) {
+        if matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
+            self.state.phase = Phase::Closed;
         }
     }
 

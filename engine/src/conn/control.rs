@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use crate::config::Limits;
 use crate::protocol::ProtocolError;
 
@@ -32,6 +34,57 @@ impl ControlBudget {
         }
         let left = self.tokens.checked_sub(1);
         self.tokens = left.ok_or(ProtocolError::ControlTooOften)?;
+        Ok(())
+    }
+}
+
+/// How many messages and bytes a peer may send now, each a bucket that holds one second's worth
+/// and fills with time. In millionths: what is earned in a microsecond is a whole number.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RateBudget {
+    messages: u64,
+    bytes: u64,
+    /// When they were last filled; never, at the beginning.
+    filled: Option<Duration>,
+}
+
+const MILLION: u64 = 1_000_000;
+
+impl RateBudget {
+    /// Adds what has been earned.
+    pub fn refill(&mut self, now: Duration, limits: &Limits) {
+        let elapsed = self.filled.map_or(MILLION, |filled| {
+            let elapsed = now.saturating_sub(filled);
+            u64::try_from(elapsed.as_micros()).map_or(MILLION, |micros| micros.min(MILLION))
+        });
+        let fill = |left: u64, rate: u64| {
+            let most = rate.saturating_mul(MILLION);
+            left.saturating_add(rate.saturating_mul(elapsed)).min(most)
+        };
+        self.messages = fill(self.messages, limits.message_rate_max.into());
+        self.bytes = fill(self.bytes, limits.byte_rate_max);
+        self.filled = Some(now);
+    }
+
+    /// Takes what a message is.
+    ///
+    /// # Errors
+    /// [`ProtocolError::MessageTooOften`].
+    pub fn take(
+        &mut self,
+        messages: u64,
+        bytes: u64,
+        limits: &Limits,
+    ) -> Result<(), ProtocolError> {
+        for (left, taken, limited) in [
+            (&mut self.messages, messages, limits.message_rate_max > 0),
+            (&mut self.bytes, bytes, limits.byte_rate_max > 0),
+        ] {
+            if limited {
+                let rest = left.checked_sub(taken.saturating_mul(MILLION));
+                *left = rest.ok_or(ProtocolError::MessageTooOften)?;
+            }
+        }
         Ok(())
     }
 }

@@ -1,7 +1,13 @@
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use crate::protocol::CloseCode;
 
+use super::Dropped;
 use super::Env;
+use super::RateBudget;
 use super::State;
+use super::writer::Begun;
 
 /// What few connections have, in a box of its own: an idle connection that has none of it pays
 /// for a pointer.
@@ -11,6 +17,14 @@ pub(super) struct Extra {
     subprotocol: Option<Box<str>>,
     /// The Close frame that the handler asked for.
     pub(super) close: Option<LocalClose>,
+    /// Messages that were given up, and of which the handler has not been told.
+    pub(super) dropped: Dropped,
+    /// The message of a writer.
+    pub(super) begun: Option<Begun>,
+    /// Pings that have not been answered.
+    pub(super) pings: Pings,
+    /// What the peer may send now, if there is a limit for it.
+    pub(super) rate: RateBudget,
 }
 
 /// A Close frame that was sent.
@@ -18,6 +32,30 @@ pub(super) struct Extra {
 pub(super) struct LocalClose {
     pub(super) code: Option<CloseCode>,
     pub(super) reason: Box<str>,
+}
+
+/// Pings that have not been answered, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Pings(VecDeque<(Box<[u8]>, Duration)>);
+
+impl Pings {
+    /// The most that are remembered.
+    const COUNT_MAX: usize = 8;
+
+    pub(super) fn push(&mut self, payload: &[u8], now: Duration) {
+        if self.0.len() == Self::COUNT_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((payload.into(), now));
+    }
+
+    /// When the ping with this payload was sent. A pong may answer only the latest of several
+    /// pings (RFC 6455 §5.5.3): those before are forgotten with it.
+    pub(super) fn take(&mut self, payload: &[u8]) -> Option<Duration> {
+        let is_same = |(sent, _): &(Box<[u8]>, Duration)| **sent == *payload;
+        let index = self.0.iter().position(is_same)?;
+        self.0.drain(..=index).next_back().map(|(_, at)| at)
+    }
 }
 
 /// Which subprotocol was agreed: one of the route's list costs no memory.

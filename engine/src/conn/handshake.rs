@@ -202,6 +202,8 @@ impl<D> Conn<D> {
     /// The handshake is over, and the handler is told.
     pub(super) fn open(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         self.state.phase = Phase::Open;
+        self.state.delivers = self.delivers_straight(env);
+        self.state.set_sends_straight(env);
         self.state.was_open = true;
         self.state.owes_close = true;
         if let Some(output) = self.output(env) {
@@ -215,7 +217,7 @@ impl<D> Conn<D> {
         response.write_head(&mut head);
         let queue = self.push_head(head, env);
         if !head_only {
-            queue.push_shared(response.body_bytes().clone(), &mut env.pool);
+            queue.push_shared(response.body_bytes(), &mut env.pool);
         }
         self.state.phase = Phase::Lingering;
     }
@@ -226,8 +228,7 @@ impl<D> Conn<D> {
             .state
             .queue
             .get_or_insert_with(|| env.pool.take_queue());
-        queue.push(&head, &[], &mut env.pool);
-        env.pool.put(head);
+        queue.push_head(head);
         queue
     }
 }

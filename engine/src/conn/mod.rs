@@ -21,6 +21,7 @@
 //! from the upgrade to the end of `Sink::close`. The one exception is a connection that this
 //! endpoint wanted and that never opened: it gets `Sink::close` alone.
 
+mod chunk;
 mod closing;
 mod connect;
 mod control;
@@ -29,11 +30,17 @@ mod handshake;
 mod open;
 mod outcome;
 mod output;
+mod pause;
+mod prepared;
 mod secure;
 mod upgrade;
+mod writer;
 
+pub use chunk::Chunk;
+use chunk::Held;
 pub use connect::ClientHandshake;
 pub use control::ControlBudget;
+use control::RateBudget;
 use extra::Extra;
 use extra::LocalClose;
 use extra::Subprotocol;
@@ -43,9 +50,14 @@ pub use outcome::Initiator;
 pub use outcome::OpenError;
 pub use outcome::Timeout;
 pub use output::DropReason;
+pub use output::Dropped;
 pub use output::Output;
+pub use output::SendOptions;
 pub use output::SendResult;
+pub use prepared::Prepared;
 pub use upgrade::Upgrade;
+pub use writer::Flush;
+pub use writer::MessageWriter;
 
 use std::mem;
 use std::time::Duration;
@@ -53,7 +65,9 @@ use std::time::Duration;
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
 use crate::config::Limits;
+use crate::config::OUTPUT_BUDGET;
 use crate::config::Route;
+use crate::config::Victims;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::protocol::Decoder;
@@ -87,10 +101,14 @@ pub trait Sink<D> {
     fn message(&mut self, output: Output<'_, D>, message: Message<'_>);
     /// A ping, which has been answered.
     fn ping(&mut self, output: Output<'_, D>, payload: &[u8]);
-    /// A pong.
-    fn pong(&mut self, output: Output<'_, D>, payload: &[u8]);
+    /// A part of a message.
+    fn chunk(&mut self, output: Output<'_, D>, chunk: Chunk<'_>);
+    /// A pong, and the round-trip time if it answers a ping.
+    fn pong(&mut self, output: Output<'_, D>, payload: &[u8], round_trip: Option<Duration>);
     /// Output that was held up has drained.
     fn drain(&mut self, output: Output<'_, D>);
+    /// Messages were given up.
+    fn dropped(&mut self, output: Output<'_, D>, dropped: Dropped);
     /// The connection is over: nothing can be sent.
     fn close(&mut self, output: Output<'_, D>, closed: &Closed<'_>);
     /// Sends as much of the connection's queue as the kernel takes now; says whether it would
@@ -110,10 +128,18 @@ pub struct Env {
     pub pool: Pool,
     /// Masking keys and nonces.
     pub random: Random,
-    /// Seconds since the start, at the beginning of the turn.
+    /// Time since the start, at the beginning of the turn.
+    pub now: Duration,
+    /// The same in seconds.
     pub now_s: u32,
-    /// Messages refused for want of room, of all connections.
-    pub dropped: u64,
+    /// What has happened to all connections.
+    pub stats: Stats,
+    /// Memory held for output that peers have not taken.
+    pub held_len: usize,
+    /// The most of it.
+    pub held_len_max: usize,
+    /// Whose connections are closed when it is used up.
+    pub victims: Victims,
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     partials: Vec<Box<Partial>>,
     /// What was decrypted of one receive.
@@ -130,6 +156,15 @@ pub fn decoder_limits(limits: &Limits, role: Role) -> DecoderLimits {
         fragment_count_max: limits.fragment_count_max,
         rsv1_allowed: false,
     }
+}
+
+/// What has happened to the connections of a thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Messages refused for want of room, and left to their callers.
+    pub refused: u64,
+    /// Messages given up for want of room, or for others in their place.
+    pub dropped: u64,
 }
 
 /// The most boxes for incomplete things that are kept.
@@ -153,8 +188,12 @@ impl Env {
             tls: Vec::new(),
             pool: Pool::default(),
             random: Random::new(seed),
+            now: Duration::ZERO,
             now_s: 0,
-            dropped: 0,
+            stats: Stats::default(),
+            held_len: 0,
+            held_len_max: OUTPUT_BUDGET,
+            victims: Victims::default(),
             partials: Vec::new(),
             plain: Vec::new(),
             scratch: Vec::new(),
@@ -242,12 +281,15 @@ struct Partial {
     pong: Option<Vec<u8>>,
     /// What the answer to a client's request has to hold.
     expected: Option<ExpectedResponse>,
+    /// What has arrived while the connection was paused.
+    held: Held,
 }
 
 impl Partial {
     fn is_empty(&self) -> bool {
         let nothing_received = self.tail.is_empty() && self.message.is_empty();
-        nothing_received && self.pong.is_none() && self.expected.is_none()
+        let nothing_owed = self.pong.is_none() && self.expected.is_none();
+        nothing_received && nothing_owed && self.held.is_empty()
     }
 }
 
@@ -271,11 +313,29 @@ pub(crate) struct State {
     blocked: bool,
     /// `on_drain` is owed when the queue is short again.
     drain_owed: bool,
+    /// Something is to be done after a call, for [`Conn::settle`].
+    settle_owed: bool,
+    /// `on_dropped` is owed.
+    drops_owed: bool,
+    /// Messages go to the handler as they come, whole: neither streaming nor paused.
+    delivers: bool,
+    /// No messages are delivered.
+    paused: bool,
+    /// Nothing is read: enough is held.
+    parked: bool,
+    /// Chunks have been delivered of a message that has not ended.
+    chunk_begun: bool,
+    /// Messages are queued as they come: no other has been begun, and none replaces another.
+    sends_straight: bool,
     /// The peer's FIN has arrived.
     end_of_stream: bool,
     /// We have nothing more to send, and the peer knows or is about to tell us the same.
     output_ended: bool,
     ping_sent: bool,
+    /// A ping that carries the time has not been answered.
+    ping_timed: bool,
+    /// The handler has said who it is.
+    promoted: bool,
     /// It was open: it ends with Close frames.
     was_open: bool,
     /// The handler is owed the end: it has been told that the connection is open, or it has
@@ -286,6 +346,8 @@ pub(crate) struct State {
     span: u8,
     /// Seconds without a byte from the peer, up to the deadline that runs.
     silence_s: u32,
+    /// What is counted in the thread's [`Env::held_len`].
+    held_len: u32,
 }
 
 /// What the worker is to do with a connection after a call.
@@ -322,14 +384,24 @@ impl<D> Conn<D> {
                 deadline_phase: Phase::Closed,
                 blocked: false,
                 drain_owed: false,
+                settle_owed: false,
+                drops_owed: false,
+                delivers: true,
+                paused: false,
+                parked: false,
+                chunk_begun: false,
+                sends_straight: true,
                 end_of_stream: false,
                 output_ended: false,
                 ping_sent: false,
+                ping_timed: false,
+                promoted: false,
                 was_open: false,
                 owes_close: false,
                 control: ControlBudget::new(env.now_s, env.limits()),
                 span: 0,
                 silence_s: 0,
+                held_len: 0,
             },
             data: None,
         }
@@ -395,6 +467,9 @@ impl<D> Conn<D> {
         }
         self.state.blocked = blocked;
         self.state.drain_owed |= blocked;
+        if blocked || self.state.held_len > 0 {
+            self.state.account(env);
+        }
         if self.partial.is_some() {
             self.send_late_pong(env);
         }
@@ -458,6 +533,7 @@ impl<D> Conn<D> {
 
     /// Takes the connection apart: buffers go back.
     pub fn release(mut self, env: &mut Env) {
+        env.held_len -= self.state.held_len as usize;
         if let Some(mut queue) = self.state.queue.take() {
             queue.clear(&mut env.pool);
             env.pool.put_queue(queue);
@@ -479,6 +555,7 @@ impl<D> Conn<D> {
         if let Some(mut partial) = self.partial.take_if(|partial| partial.is_empty()) {
             env.pool.put(mem::take(&mut partial.tail));
             env.pool.put(mem::take(&mut partial.message));
+            partial.held = Held::default();
             if env.partials.len() < PARTIALS_MAX {
                 env.partials.push(partial);
             }
@@ -492,6 +569,7 @@ impl<D> Conn<D> {
             partial.message.clear();
             partial.pong = None;
             partial.expected = None;
+            partial.held = Held::default();
             self.release_partial(env);
         }
     }
@@ -517,7 +595,6 @@ impl<D> Conn<D> {
     }
 
     /// The same between callbacks, while messages can be sent.
-    #[cfg(any(feature = "uring", feature = "poll"))]
     pub fn open_output<'a>(&'a mut self, env: &'a mut Env) -> Option<Output<'a, D>> {
         if self.is_open() {
             self.output(env)
@@ -531,7 +608,8 @@ impl<D> Conn<D> {
     #[inline]
     pub fn deadline(&mut self, renew: bool, env: &Env) -> Deadline {
         let state = &mut self.state;
-        if state.phase == Phase::Open && renew && state.silence_s == 0 && !state.ping_sent {
+        let hears = state.silence_s == 0 && !state.ping_sent && !state.parked;
+        if state.phase == Phase::Open && renew && hears {
             // The common case: the peer has been heard.
             state.deadline_phase = Phase::Open;
             return match env.route(state.route).open_span {
@@ -583,6 +661,8 @@ impl State {
     fn wait(&self, limits: &Limits) -> Option<Duration> {
         match self.phase {
             Phase::Handshake => Some(limits.handshake_timeout),
+            // It cannot be heard.
+            Phase::Open if self.parked => None,
             Phase::Open if self.ping_sent => Some(limits.pong_timeout),
             Phase::Open => {
                 let silence = Duration::from_secs(self.silence_s.into());

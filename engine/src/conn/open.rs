@@ -2,12 +2,13 @@
 
 use std::mem;
 
-use crate::protocol::Chunk;
+use crate::protocol;
 use crate::protocol::Event;
 use crate::protocol::Message;
 use crate::protocol::Opcode;
 use crate::protocol::ProtocolError;
 
+use super::Chunk;
 use super::Conn;
 use super::Env;
 use super::Phase;
@@ -32,11 +33,25 @@ impl<D> Conn<D> {
             };
             match (self.state.phase, event) {
                 (Phase::Open, Event::Message(message)) => {
-                    if let Some(output) = self.output(env) {
+                    if !self.state.delivers {
+                        let chunk = Chunk {
+                            payload: message.payload(),
+                            text: message.is_text(),
+                            first: true,
+                            last: true,
+                        };
+                        self.deliver_chunk(chunk, env, sink);
+                    } else if let Some(output) = self.output(env) {
                         sink.message(output, message);
                     }
                 }
-                (Phase::Open, Event::Chunk(chunk)) => self.receive_chunk(&chunk, env, sink),
+                (Phase::Open, Event::Chunk(chunk)) => {
+                    if env.route(self.state.route).route.streaming {
+                        self.stream_chunk(&chunk, env, sink);
+                    } else {
+                        self.receive_chunk(&chunk, env, sink);
+                    }
+                }
                 (Phase::Open, Event::Ping(payload)) => {
                     if let Err(error) = self.receive_ping(payload, env, sink) {
                         return self.fail(error, env, sink);
@@ -46,8 +61,9 @@ impl<D> Conn<D> {
                     if let Err(error) = self.count_control(env) {
                         return self.fail(error, env, sink);
                     }
+                    let round_trip = self.state.round_trip(payload, env);
                     if let Some(output) = self.output(env) {
-                        sink.pong(output, payload);
+                        sink.pong(output, payload, round_trip);
                     }
                 }
                 // RFC 6455 §1.4: behind a Close frame nothing is sent, and behind the peer's
@@ -67,7 +83,12 @@ impl<D> Conn<D> {
     }
 
     /// Puts a message together.
-    fn receive_chunk(&mut self, chunk: &Chunk<'_>, env: &mut Env, sink: &mut impl Sink<D>) {
+    fn receive_chunk(
+        &mut self,
+        chunk: &protocol::Chunk<'_>,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
         let partial = self.partial(env);
         if partial.message.capacity() == 0 {
             partial.message = env.pool.take();
@@ -77,7 +98,15 @@ impl<D> Conn<D> {
         if chunk.end {
             let payload = mem::take(&mut partial.message);
             self.release_partial(env);
-            if let Some(output) = self.output(env) {
+            if !self.state.delivers {
+                let whole = Chunk {
+                    payload: &payload,
+                    text: chunk.text,
+                    first: true,
+                    last: true,
+                };
+                self.deliver_chunk(whole, env, sink);
+            } else if let Some(output) = self.output(env) {
                 sink.message(output, Message::checked(chunk.text, &payload));
             }
             env.pool.put(payload);
@@ -91,6 +120,12 @@ impl<D> Conn<D> {
         sink: &mut impl Sink<D>,
     ) -> Result<(), ProtocolError> {
         self.count_control(env)?;
+        if env.route(self.state.route).route.manual_pong {
+            if let Some(output) = self.output(env) {
+                sink.ping(output, payload);
+            }
+            return Ok(());
+        }
         // RFC 6455 §5.5.3: the pong carries the payload of the ping. Where there is no room,
         // only the most recent ping is answered, when there is.
         let has_room = self.state.push_control(Opcode::Pong, payload, env);

@@ -1,10 +1,14 @@
-use bytes::Bytes;
+use std::time::Duration;
 
+use crate::buffer::FrameSpan;
 use crate::buffer::Pool;
+use crate::buffer::Replacement;
 use crate::buffer::SendQueue;
 use crate::config::CONTROL_RESERVE;
+use crate::config::OutputPolicy;
 use crate::protocol;
 use crate::protocol::CONTROL_PAYLOAD_LEN_MAX;
+use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
 use crate::protocol::FrameHeader;
 use crate::protocol::Message;
@@ -14,6 +18,7 @@ use crate::protocol::Role;
 use super::Env;
 use super::LocalClose;
 use super::Phase;
+use super::Prepared;
 use super::Sink;
 use super::State;
 
@@ -30,7 +35,7 @@ pub enum SendResult {
     Sent,
     /// It waits behind output that the peer has not taken; so many bytes wait now.
     Queued(usize),
-    /// It was refused, and counted.
+    /// It was refused or given up, as the route's policy wants it, and counted.
     Dropped(DropReason),
     /// The connection is closing or gone.
     Gone,
@@ -43,6 +48,44 @@ pub enum DropReason {
     /// The output limit leaves no room for it. `on_drain` says when there is room again; a
     /// message that is longer than the limit never fits.
     OutputLimit,
+    /// The thread's budget for output that peers have not taken leaves no room for it.
+    OutputBudget,
+    /// A message of a [`MessageWriter`](crate::MessageWriter) has not been finished: until it is
+    /// no other message can be sent (RFC 6455 §5.4).
+    MessageBegun,
+}
+
+/// What one message is sent with, in place of what its route says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SendOptions {
+    policy: Option<OutputPolicy>,
+}
+
+impl SendOptions {
+    /// As the route says.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What becomes of the message if the output limit leaves no room for it.
+    #[must_use]
+    pub fn policy(mut self, policy: OutputPolicy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    pub(crate) fn output_policy(&self) -> Option<OutputPolicy> {
+        self.policy
+    }
+}
+
+/// Messages of a connection that were given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// So many.
+    pub messages: u32,
+    /// Their bytes, headers included.
+    pub bytes: u64,
 }
 
 /// A connection, as a callback gets it.
@@ -100,6 +143,20 @@ impl<D> Output<'_, D> {
         self.state.push_data(message, self.env)
     }
 
+    /// Queues a message with a policy of its own.
+    pub fn send_with(&mut self, message: Message<'_>, options: &SendOptions) -> SendResult {
+        let outgoing = Outgoing::Copied(message.opcode(), message.payload());
+        self.state
+            .push_with(outgoing, options.policy, true, self.env)
+    }
+
+    /// Queues a message that others may get as well.
+    pub fn send_prepared(&mut self, prepared: &Prepared, options: &SendOptions) -> SendResult {
+        let outgoing = Outgoing::Shared(prepared);
+        self.state
+            .push_with(outgoing, options.policy, true, self.env)
+    }
+
     /// Queues a ping; the payload is cut at 125 bytes.
     pub fn ping(&mut self, payload: &[u8]) -> SendResult {
         if self.state.phase != Phase::Open {
@@ -107,8 +164,54 @@ impl<D> Output<'_, D> {
         }
         let payload = &payload[..payload.len().min(CONTROL_PAYLOAD_LEN_MAX)];
         let limit = self.state.limits(self.env).output_len_max;
+        let result = self
+            .state
+            .push_frame(Opcode::Ping, payload, limit, self.env);
+        if matches!(result, SendResult::Dropped(_)) {
+            self.env.stats.refused += 1;
+            self.state.drain_owed = true;
+        } else {
+            let now = self.env.now;
+            self.state.extra_mut().pings.push(payload, now);
+        }
+        result
+    }
+
+    /// Whether messages can be sent.
+    pub fn is_open(&self) -> bool {
+        self.state.phase == Phase::Open
+    }
+
+    /// The pattern of its route.
+    pub fn route(&self) -> Option<&str> {
+        self.env.route(self.state.route).route.pattern()
+    }
+
+    /// How long it may be open before it has proven who it is, and whatever it does.
+    pub fn deadlines(&self) -> [Option<Duration>; 2] {
+        let route = &self.env.route(self.state.route).route;
+        let lifetime = Some(route.limits.lifetime_max).filter(|max| !max.is_zero());
+        // Servers do not prove anything.
+        let promote = route
+            .promote_timeout
+            .filter(|_| self.state.role == Role::Server);
+        [promote, lifetime]
+    }
+
+    /// It has proven who it is.
+    pub fn promote(&mut self) {
+        self.state.promoted = true;
+    }
+
+    /// Queues a pong; the payload is cut at 125 bytes.
+    pub fn pong(&mut self, payload: &[u8]) -> SendResult {
+        if self.state.phase != Phase::Open {
+            return SendResult::Gone;
+        }
+        let payload = &payload[..payload.len().min(CONTROL_PAYLOAD_LEN_MAX)];
+        let limit = self.state.limits(self.env).output_len_max + CONTROL_RESERVE - CLOSE_LEN_MAX;
         self.state
-            .push_frame(Opcode::Ping, payload, limit, self.env)
+            .push_frame(Opcode::Pong, payload, limit, self.env)
     }
 
     /// Begins the closing handshake.
@@ -155,13 +258,19 @@ impl State {
         may_help && self.queued_len() + frame_len > self.limits(env).output_len_max
     }
 
-    fn flush(&mut self, env: &mut Env, mut flush: impl FnMut(&mut SendQueue, &mut Pool) -> bool) {
+    pub(super) fn flush(
+        &mut self,
+        env: &mut Env,
+        mut flush: impl FnMut(&mut SendQueue, &mut Pool) -> bool,
+    ) {
         if self.tls.is_some() {
-            return self.flush_sealed(env, flush);
-        }
-        if let Some(queue) = &mut self.queue {
+            self.flush_sealed(env, flush);
+        } else if let Some(queue) = &mut self.queue {
             self.blocked = flush(queue, &mut env.pool);
             self.drain_owed |= self.blocked;
+        }
+        if self.blocked || self.held_len > 0 {
+            self.account(env);
         }
         self.release_queue(env);
     }
@@ -176,54 +285,216 @@ impl State {
 
     #[inline]
     pub(super) fn push_data(&mut self, message: Message<'_>, env: &mut Env) -> SendResult {
-        if self.phase != Phase::Open {
-            return SendResult::Gone;
+        let (opcode, payload) = (message.opcode(), message.payload());
+        if self.phase != Phase::Open || !self.sends_straight {
+            return self.push_with(Outgoing::Copied(opcode, payload), None, true, env);
         }
         let limit = self.limits(env).output_len_max;
-        let result = self.push_frame(message.opcode(), message.payload(), limit, env);
-        self.note(result, env)
+        let result = self.push_frame(opcode, payload, limit, env);
+        if matches!(result, SendResult::Dropped(_)) {
+            let policy = env.route(self.route).route.output_policy;
+            return self.overflow(Outgoing::Copied(opcode, payload), policy, true, env);
+        }
+        result
     }
 
-    /// Queues a whole frame that others hold as well.
-    pub(super) fn push_shared(&mut self, frame: Bytes, env: &mut Env) -> SendResult {
+    /// Queues a message with a policy of its own; `told` if somebody hears of the result.
+    pub(super) fn push_with(
+        &mut self,
+        outgoing: Outgoing<'_>,
+        policy: Option<OutputPolicy>,
+        told: bool,
+        env: &mut Env,
+    ) -> SendResult {
         if self.phase != Phase::Open {
             return SendResult::Gone;
         }
-        if self.role == Role::Client {
-            // What a client sends is masked, so it cannot be shared.
-            let Ok(Some((header, len))) = FrameHeader::decode(&frame) else {
-                return SendResult::Gone;
-            };
-            let limit = self.limits(env).output_len_max;
-            let result = self.push_frame(header.opcode, &frame[len..], limit, env);
-            return self.note(result, env);
+        if self.message_begun() {
+            if told {
+                env.stats.refused += 1;
+            } else {
+                self.note_drop(1, outgoing.frame_len(self.role), env);
+            }
+            return SendResult::Dropped(DropReason::MessageBegun);
         }
-        let result = if self.queued_len() + frame.len() > self.limits(env).output_len_max {
-            SendResult::Dropped(DropReason::OutputLimit)
-        } else {
-            let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
-            queue.push_shared(frame, &mut env.pool);
-            self.pushed()
+        let policy = policy.unwrap_or(env.route(self.route).route.output_policy);
+        let key = match policy {
+            OutputPolicy::Conflate(key) => Some(key),
+            _ => None,
         };
-        self.note(result, env)
+        if let Some(key) = key
+            && let Some(result) = self.replace(outgoing, key, env)
+        {
+            return result;
+        }
+        let limit = self.limits(env).output_len_max;
+        let result = self.push_outgoing(outgoing, key, limit, env);
+        if matches!(result, SendResult::Dropped(_)) {
+            return self.overflow(outgoing, policy, told, env);
+        }
+        result
+    }
+
+    /// Puts a message in the place of the one that waits under the same key.
+    fn replace(&mut self, outgoing: Outgoing<'_>, key: u64, env: &mut Env) -> Option<SendResult> {
+        let old_len = self.queue.as_ref()?.keyed_len(key)?;
+        let new_len = outgoing.frame_len(self.role);
+        let limit = self.limits(env).output_len_max;
+        if self.queued_len() - old_len + new_len > limit {
+            return None;
+        }
+        let mask_key = self.mask_key(env);
+        let queue = self.queue.as_mut()?;
+        match outgoing {
+            Outgoing::Shared(prepared) if mask_key.is_none() => {
+                queue.replace(key, Replacement::Shared(prepared.to_frame()), &mut env.pool);
+            }
+            _ => {
+                let (opcode, payload) = outgoing.message();
+                let header = header(opcode, payload.len(), mask_key).encode();
+                let frame = Replacement::Copied(header.as_bytes(), payload);
+                let payload = queue.replace(key, frame, &mut env.pool);
+                if let Some(mask_key) = mask_key {
+                    protocol::mask(payload, mask_key);
+                }
+            }
+        }
+        self.note_drop(1, old_len, env);
+        Some(self.pushed(env))
+    }
+
+    fn push_outgoing(
+        &mut self,
+        outgoing: Outgoing<'_>,
+        key: Option<u64>,
+        limit: usize,
+        env: &mut Env,
+    ) -> SendResult {
+        let prepared = match outgoing {
+            Outgoing::Shared(prepared) if self.role == Role::Server => prepared,
+            // What a client sends is masked, so it cannot be shared.
+            _ => {
+                let (opcode, payload) = outgoing.message();
+                return match key {
+                    Some(key) => self.push_keyed(key, opcode, payload, limit, env),
+                    None => self.push_frame(opcode, payload, limit, env),
+                };
+            }
+        };
+        if let Some(reason) = self.no_room(prepared.frame_len(), limit, env) {
+            return SendResult::Dropped(reason);
+        }
+        let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
+        match key {
+            Some(key) => queue.push_shared_keyed(key, prepared.to_frame()),
+            None => prepared.push_to(queue, &mut env.pool),
+        }
+        self.pushed(env)
+    }
+
+    fn push_keyed(
+        &mut self,
+        key: u64,
+        opcode: Opcode,
+        payload: &[u8],
+        limit: usize,
+        env: &mut Env,
+    ) -> SendResult {
+        if let Some(reason) = self.no_room(frame_len(payload.len(), self.role), limit, env) {
+            return SendResult::Dropped(reason);
+        }
+        let mask_key = self.mask_key(env);
+        let header = header(opcode, payload.len(), mask_key).encode();
+        let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
+        let payload = queue.push_keyed(key, header.as_bytes(), payload, &mut env.pool);
+        if let Some(mask_key) = mask_key {
+            protocol::mask(payload, mask_key);
+        }
+        self.pushed(env)
+    }
+
+    /// What the policy wants done with a message that has no room.
+    #[cold]
+    fn overflow(
+        &mut self,
+        outgoing: Outgoing<'_>,
+        policy: OutputPolicy,
+        told: bool,
+        env: &mut Env,
+    ) -> SendResult {
+        let len = outgoing.frame_len(self.role);
+        let limit = self.limits(env).output_len_max;
+        if policy == OutputPolicy::DropOldest && len <= limit {
+            let over = (self.queued_len() + len).saturating_sub(limit);
+            // Where it is the thread that has no room, at least its own length.
+            self.remove_oldest(if over == 0 { len } else { over }, env);
+            let result = self.push_outgoing(outgoing, None, limit, env);
+            if !matches!(result, SendResult::Dropped(_)) {
+                return result;
+            }
+        }
+        let reason = self
+            .no_room(len, limit, env)
+            .unwrap_or(DropReason::OutputLimit);
+        self.drain_owed = true;
+        if policy == OutputPolicy::Refuse && told {
+            env.stats.refused += 1;
+        } else {
+            self.note_drop(1, len, env);
+        }
+        if policy == OutputPolicy::Close {
+            let frame = CloseFrame::new(CloseCode::TRY_AGAIN_LATER, "output limit");
+            self.begin_close(&frame, env);
+        }
+        SendResult::Dropped(reason)
+    }
+
+    /// Gives up whole messages that wait, the oldest first.
+    fn remove_oldest(&mut self, wanted: usize, env: &mut Env) {
+        if let Some(queue) = &mut self.queue {
+            let removed = queue.remove_oldest(wanted, span, &mut env.pool);
+            self.note_drop(removed.messages, removed.bytes, env);
+            self.release_queue(env);
+            self.account(env);
+        }
+    }
+
+    /// Gives up what waits for the sake of the others: the connection is closed (1013).
+    pub(super) fn evict(&mut self, env: &mut Env) {
+        self.remove_oldest(usize::MAX, env);
+        let frame = CloseFrame::new(CloseCode::TRY_AGAIN_LATER, "out of memory for output");
+        self.begin_close(&frame, env);
+        self.account(env);
+    }
+
+    /// Counts messages that were given up, for `on_dropped`.
+    fn note_drop(&mut self, messages: u32, bytes: usize, env: &mut Env) {
+        if messages > 0 {
+            env.stats.dropped += u64::from(messages);
+            self.drops_owed = true;
+            self.settle_owed = true;
+            let dropped = &mut self.extra_mut().dropped;
+            dropped.messages = dropped.messages.saturating_add(messages);
+            dropped.bytes += bytes as u64;
+        }
     }
 
     /// Queues a ping or a pong, which may use the reserve but for a Close frame's part; says
     /// whether there was room.
     pub(super) fn push_control(&mut self, opcode: Opcode, payload: &[u8], env: &mut Env) -> bool {
         let limit = self.limits(env).output_len_max + CONTROL_RESERVE - CLOSE_LEN_MAX;
-        self.push_frame(opcode, payload, limit, env) != SendResult::Dropped(DropReason::OutputLimit)
+        !matches!(
+            self.push_frame(opcode, payload, limit, env),
+            SendResult::Dropped(_)
+        )
     }
 
     /// Queues a Close frame. There is always room for one.
     pub(super) fn push_close(&mut self, close: &CloseFrame<'_>, env: &mut Env) {
         let limit = self.limits(env).output_len_max + CONTROL_RESERVE;
         let result = self.push_frame(Opcode::Close, &close.encode(), limit, env);
-        debug_assert_ne!(
-            result,
-            SendResult::Dropped(DropReason::OutputLimit),
-            "the reserve holds a Close frame"
-        );
+        let dropped = matches!(result, SendResult::Dropped(_));
+        debug_assert!(!dropped, "the reserve holds a Close frame");
     }
 
     /// Sends a Close frame and waits for the peer's, unless that has been done.
@@ -246,64 +517,156 @@ impl State {
         limit: usize,
         env: &mut Env,
     ) -> SendResult {
-        if self.queued_len() + frame_len(payload.len(), self.role) > limit {
-            return SendResult::Dropped(DropReason::OutputLimit);
+        if let Some(reason) = self.no_room(frame_len(payload.len(), self.role), limit, env) {
+            return SendResult::Dropped(reason);
         }
-        // RFC 6455 §5.3: each frame of a client has a new key from a strong source.
-        let mask_key = match self.role {
-            Role::Server => None,
-            Role::Client => Some(env.random.mask_key()),
-        };
+        let mask_key = self.mask_key(env);
+        let header = header(opcode, payload.len(), mask_key).encode();
+        let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
+        let payload = queue.push(header.as_bytes(), payload, &mut env.pool);
+        if let Some(key) = mask_key {
+            protocol::mask(payload, key);
+        }
+        self.pushed(env)
+    }
+
+    /// Queues a fragment, for which the caller has made sure that there is room.
+    pub(super) fn push_fragment(
+        &mut self,
+        fin: bool,
+        opcode: Opcode,
+        payload: &[u8],
+        env: &mut Env,
+    ) {
+        let mask_key = self.mask_key(env);
         let header = FrameHeader {
-            fin: true,
-            rsv1: false,
-            opcode,
-            payload_len: payload.len() as u64,
-            mask_key,
+            fin,
+            ..header(opcode, payload.len(), mask_key)
         };
         let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
         let payload = queue.push(header.encode().as_bytes(), payload, &mut env.pool);
         if let Some(key) = mask_key {
             protocol::mask(payload, key);
         }
-        self.pushed()
+        self.pushed(env);
+    }
+
+    /// Why there is no room for so many more bytes, if there is none.
+    #[inline]
+    fn no_room(&self, len: usize, limit: usize, env: &Env) -> Option<DropReason> {
+        if self.queued_len() + len > limit {
+            return Some(DropReason::OutputLimit);
+        }
+        // Control frames have a reserve, as for the connection's own limit.
+        let is_control = limit > self.limits(env).output_len_max;
+        if self.blocked && env.held_len + len > env.held_len_max && !is_control {
+            return Some(DropReason::OutputBudget);
+        }
+        None
+    }
+
+    /// RFC 6455 §5.3: each frame of a client has a new key from a strong source.
+    #[inline]
+    fn mask_key(&self, env: &mut Env) -> Option<[u8; 4]> {
+        match self.role {
+            Role::Server => None,
+            Role::Client => Some(env.random.mask_key()),
+        }
     }
 
     #[inline]
-    fn pushed(&self) -> SendResult {
+    fn pushed(&mut self, env: &mut Env) -> SendResult {
         if self.blocked {
+            self.account(env);
             SendResult::Queued(self.queued_len())
         } else {
             SendResult::Sent
         }
     }
 
-    /// Counts a message that was refused, and owes the handler a word when there is room.
-    #[inline]
-    fn note(&mut self, result: SendResult, env: &mut Env) -> SendResult {
-        if result == SendResult::Dropped(DropReason::OutputLimit) {
-            env.dropped += 1;
-            self.drain_owed = true;
+    /// Counts what a blocked connection holds, of the thread's budget.
+    #[cold]
+    pub(super) fn account(&mut self, env: &mut Env) {
+        let held = if self.blocked {
+            let sealed = self.tls.as_ref().map_or(0, |tls| tls.queued_len());
+            sealed + self.queue.as_ref().map_or(0, |queue| queue.held_len())
+        } else {
+            0
+        };
+        env.held_len = env.held_len - self.held_len as usize + held;
+        self.held_len = u32::try_from(held).unwrap_or(u32::MAX);
+    }
+}
+
+/// A whole frame of data.
+#[inline]
+fn header(opcode: Opcode, payload_len: usize, mask_key: Option<[u8; 4]>) -> FrameHeader {
+    FrameHeader {
+        fin: true,
+        rsv1: false,
+        opcode,
+        payload_len: payload_len as u64,
+        mask_key,
+    }
+}
+
+/// The frame at the beginning of some output.
+fn span(bytes: &[u8]) -> FrameSpan {
+    match FrameHeader::decode(bytes) {
+        Ok(Some((header, len))) => FrameSpan {
+            len: len + header.payload_len as usize,
+            is_message: header.fin && matches!(header.opcode, Opcode::Text | Opcode::Binary),
+        },
+        _ => unreachable!("output is frames that were encoded here"),
+    }
+}
+
+/// A message on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Outgoing<'a> {
+    Copied(Opcode, &'a [u8]),
+    Shared(&'a Prepared),
+}
+
+impl Outgoing<'_> {
+    fn message(&self) -> (Opcode, &[u8]) {
+        match *self {
+            Self::Copied(opcode, payload) => (opcode, payload),
+            Self::Shared(prepared) => (prepared.opcode(), prepared.payload()),
         }
-        result
+    }
+
+    fn frame_len(&self, role: Role) -> usize {
+        frame_len(self.message().1.len(), role)
     }
 }
 
 impl<D> super::Conn<D> {
-    /// Queues a message from outside a callback, as a frame that others may hold as well.
-    pub fn send_shared(
+    /// Queues a message from outside a callback, of whose result nobody hears.
+    pub fn send_prepared(
         &mut self,
-        frame: Bytes,
+        prepared: &Prepared,
+        policy: Option<OutputPolicy>,
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) -> SendResult {
-        let masked_len = match self.state.role {
-            Role::Server => frame.len(),
-            Role::Client => frame.len() + MASK_KEY_LEN,
-        };
-        if self.state.must_flush(masked_len, env) {
+        let outgoing = Outgoing::Shared(prepared);
+        if self
+            .state
+            .must_flush(outgoing.frame_len(self.state.role), env)
+        {
             self.state.flush(env, |queue, pool| sink.flush(queue, pool));
         }
-        self.state.push_shared(frame, env)
+        self.state.push_with(outgoing, policy, false, env)
+    }
+
+    /// Gives up what waits for the sake of the others.
+    pub fn evict(&mut self, env: &mut Env) {
+        self.state.evict(env);
+    }
+
+    /// Memory that is held for output which the peer has not taken.
+    pub fn held_len(&self) -> usize {
+        self.state.held_len as usize
     }
 }

@@ -41,6 +41,9 @@ pub enum ProtocolError {
     /// A message longer than the limit.
     #[error("message too big")]
     MessageTooBig,
+    /// More messages, or bytes of them, in a second than the limit.
+    #[error("too many messages")]
+    MessageTooOften,
     /// RFC 6455 §5.2: an opcode that means nothing yet.
     #[error("reserved opcode")]
     OpcodeReserved,
@@ -72,7 +75,9 @@ impl ProtocolError {
             | Self::ReservedBit
             | Self::Unmasked => CloseCode::PROTOCOL_ERROR,
             Self::Utf8 => CloseCode::INVALID_PAYLOAD,
-            Self::ControlTooOften | Self::FragmentsTooMany => CloseCode::POLICY_VIOLATION,
+            Self::ControlTooOften | Self::FragmentsTooMany | Self::MessageTooOften => {
+                CloseCode::POLICY_VIOLATION
+            }
             Self::MessageTooBig => CloseCode::MESSAGE_TOO_BIG,
         }
     }

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use crate::simd;
 
 use super::Opcode;
+use super::ProtocolError;
 
 /// A message: text or binary (RFC 6455 §5.6).
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +92,27 @@ impl<'a> Message<'a> {
         } else {
             Opcode::Binary
         }
+    }
+}
+
+/// Checks text that comes in pieces (RFC 6455 §5.6).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Utf8Check(simd::Utf8State);
+
+impl Utf8Check {
+    /// Takes the next piece, which may end inside a character.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Utf8`]; the piece has not been taken.
+    pub fn push(&mut self, piece: &[u8]) -> Result<(), ProtocolError> {
+        let state = simd::validate(piece, self.0);
+        self.0 = state.map_err(|_| ProtocolError::Utf8)?;
+        Ok(())
+    }
+
+    /// Whether the text may end here.
+    pub fn is_complete(&self) -> bool {
+        self.0.is_complete()
     }
 }
 

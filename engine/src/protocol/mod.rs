@@ -35,6 +35,7 @@ pub use header::HEADER_LEN_MAX;
 pub use header::Opcode;
 pub use message::Message;
 pub use message::OwnedMessage;
+pub use message::Utf8Check;
 
 use crate::simd;
 use crate::simd::MaskKey;

@@ -4,9 +4,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::Limits;
+use crate::config::OUTPUT_BUDGET;
 use crate::config::OriginPolicy;
 use crate::config::OutputPolicy;
 use crate::config::Route;
+use crate::config::Victims;
 use crate::conn::Closed;
 use crate::conn::Env;
 use crate::error::ConfigError;
@@ -32,6 +34,9 @@ use super::closures::Unset;
 
 /// The most threads.
 const THREADS_MAX: usize = 1024;
+
+/// The smallest output budget of a thread.
+const OUTPUT_BUDGET_MIN: usize = 64 * 1024;
 
 /// The most routes: connections know theirs by a number of 16 bits.
 const ROUTES_MAX: usize = 65_534;
@@ -82,6 +87,8 @@ pub(super) struct Settings {
     pub(super) backend: BackendChoice,
     pub(super) connections_max: Option<usize>,
     pub(super) direct_descriptors: Option<bool>,
+    pub(super) output_budget: Option<usize>,
+    pub(super) victims: Victims,
     /// By listener, once they are bound.
     pub(super) tls: Vec<Option<ServerTls>>,
     addresses: Vec<(std::result::Result<Address, String>, Option<ServerTls>)>,
@@ -216,6 +223,12 @@ impl Settings {
                 return Err(ConfigError::Address(text.clone()));
             }
         }
+        if self
+            .output_budget
+            .is_some_and(|bytes| bytes < OUTPUT_BUDGET_MIN)
+        {
+            return Err(ConfigError::Limit("output_budget is below 64 KiB"));
+        }
         match self.backend {
             BackendChoice::Uring if !cfg!(all(feature = "uring", target_os = "linux")) => {
                 Err(ConfigError::Backend("uring"))
@@ -261,6 +274,8 @@ impl Settings {
         let routes = iter::once(&self.base).chain(&self.routes);
         let mut env = Env::new(routes.cloned().collect(), seed);
         env.tls.clone_from(&self.tls);
+        env.held_len_max = self.output_budget.unwrap_or(OUTPUT_BUDGET);
+        env.victims = self.victims;
         Ok(env)
     }
 
@@ -364,6 +379,16 @@ impl<M: MakeHandler> Builder<M> {
     /// descriptors, io_uring holds them in tables of its own.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.settings.connections_max = Some(connections);
+        self
+    }
+
+    /// The most memory of a thread, in bytes, for output that peers have not taken. When it is
+    /// nearly used up, connections are closed (1013) until an eighth is free; `victims` says
+    /// whose. Default 256 MiB. Messages that were encoded once for many connections count with
+    /// what refers to them.
+    pub fn output_budget(mut self, bytes: usize, victims: Victims) -> Self {
+        self.settings.output_budget = Some(bytes);
+        self.settings.victims = victims;
         self
     }
 

@@ -228,7 +228,7 @@ impl<M: MakeHandler> Start<M> {
                 return Ok(());
             }
         };
-        let spin = Spin::new(self.remote.workers(), reactor::allowed_cpus());
+        let spin = Spin::new(self.remote.threads(), reactor::allowed_cpus());
         let worker: Worker<B, M::Handler> = Worker::new(
             backend,
             self.make.make(self.number),

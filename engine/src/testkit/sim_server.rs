@@ -3,7 +3,9 @@ use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::OUTPUT_BUDGET;
 use crate::config::Route;
+use crate::config::Victims;
 use crate::conn::Env;
 use crate::connect::Connect;
 use crate::error::ConfigError;
@@ -37,6 +39,10 @@ pub struct SimSettings {
     pub tls: Option<ServerTls>,
     /// The most connections.
     pub connections_max: usize,
+    /// Memory for output that peers have not taken.
+    pub output_budget: usize,
+    /// Whose connections are closed when it is used up.
+    pub victims: Victims,
     /// Where chance begins.
     pub seed: u64,
     /// What goes wrong.
@@ -50,6 +56,8 @@ impl Default for SimSettings {
             routes: Vec::new(),
             tls: None,
             connections_max: usize::MAX,
+            output_budget: OUTPUT_BUDGET,
+            victims: Victims::default(),
             seed: 0,
             faults: Faults::default(),
         }
@@ -69,6 +77,8 @@ impl<H: Handler> SimServer<H> {
         let routes = routes.map(|(pattern, route)| route.with_pattern(pattern));
         let routes = iter::once(settings.base).chain(routes);
         let mut env = Env::new(routes.collect(), seed);
+        env.held_len_max = settings.output_budget;
+        env.victims = settings.victims;
         env.tls = vec![settings.tls];
         // There is no CPU to spin on.
         let spin = Spin::new(1, 0);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::conn::Conn;
 use crate::connect::Connect;
 use crate::error::ConfigError;
+use crate::pubsub::Subscriptions;
 use crate::reactor::Backend;
 use crate::reactor::Token;
 use crate::slab::Key;
@@ -59,6 +60,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             silent: false,
             touched: false,
             writable_armed: false,
+            parked: false,
+            blocked: false,
+            subscriptions: Subscriptions::default(),
         })
     }
 
@@ -116,8 +120,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     pub(super) fn make_connections(&mut self) {
         // What their callbacks ask for waits for the next turn: one that fails at once, and is
         // asked for again, must not keep the others waiting.
-        for _ in 0..self.connects.len() {
-            let Some((connect, data)) = self.connects.pop_front() else {
+        for _ in 0..self.local.connects.len() {
+            let Some((connect, data)) = self.local.connects.pop_front() else {
                 break;
             };
             // What could be wrong with it was found when it was asked for; what was not is

@@ -1,28 +1,33 @@
 //! From a connection to the handler.
 
-use std::collections::VecDeque;
 use std::io;
 use std::slice;
+use std::time::Duration;
 
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
+use crate::conn::Chunk;
 use crate::conn::Closed;
+use crate::conn::Dropped;
+use crate::conn::Flush;
 use crate::conn::Output;
 use crate::conn::Sink;
 use crate::conn::Upgrade;
-use crate::connect::Connect;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::protocol::Message;
 use crate::protocol::handshake::UpgradeRequest;
+use crate::pubsub::Subscriptions;
 use crate::reactor::Backend;
 use crate::reactor::PeerAddr;
 use crate::reactor::SLICES_MAX;
 use crate::reactor::SendOp;
 
+use super::Alarm;
 use super::ConnId;
 use super::Context;
 use super::Handler;
+use super::Local;
 use super::Remote;
 use super::handler::Wire;
 
@@ -31,7 +36,8 @@ pub(super) struct Delivery<'a, B: Backend, H: Handler> {
     pub(super) handler: &'a mut H,
     pub(super) wire: SocketWire<'a, B>,
     pub(super) remote: &'a Remote,
-    pub(super) connects: &'a mut VecDeque<(Connect, H::Data)>,
+    pub(super) local: &'a mut Local<H::Data>,
+    pub(super) subscriptions: &'a mut Subscriptions,
     pub(super) id: ConnId,
 }
 
@@ -41,7 +47,7 @@ pub(super) struct SocketWire<'a, B: Backend> {
     pub(super) socket: B::Socket,
 }
 
-impl<B: Backend> Wire for SocketWire<'_, B> {
+impl<B: Backend> Flush for SocketWire<'_, B> {
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {
         while !queue.is_empty() {
             let (len, sent) = {
@@ -61,7 +67,9 @@ impl<B: Backend> Wire for SocketWire<'_, B> {
         }
         false
     }
+}
 
+impl<B: Backend> Wire for SocketWire<'_, B> {
     fn peer_addr(&mut self) -> io::Result<PeerAddr> {
         self.backend.peer_addr(self.socket)
     }
@@ -75,14 +83,14 @@ impl<B: Backend, H: Handler> Delivery<'_, B, H> {
             output,
             wire: &mut self.wire,
             remote: self.remote,
-            connects: self.connects,
+            local: self.local,
+            subscriptions: self.subscriptions,
             id: self.id,
         };
         (self.handler, context)
     }
 
     /// Calls with both.
-    #[cfg(any(feature = "uring", feature = "poll"))]
     pub(super) fn with<R>(
         &mut self,
         output: Output<'_, H::Data>,
@@ -103,6 +111,13 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
     }
 
     fn open(&mut self, output: Output<'_, H::Data>) {
+        let [promote, lifetime] = output.deadlines();
+        if let Some(after) = promote {
+            self.local.set_timer(after, Alarm::Promote(self.id.key));
+        }
+        if let Some(after) = lifetime {
+            self.local.set_timer(after, Alarm::Lifetime(self.id.key));
+        }
         let (handler, mut context) = self.split(output);
         handler.on_open(&mut context);
     }
@@ -118,14 +133,25 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
         handler.on_ping(&mut context, payload);
     }
 
-    fn pong(&mut self, output: Output<'_, H::Data>, payload: &[u8]) {
+    fn pong(&mut self, output: Output<'_, H::Data>, payload: &[u8], rtt: Option<Duration>) {
         let (handler, mut context) = self.split(output);
-        handler.on_pong(&mut context, payload);
+        handler.on_pong(&mut context, payload, rtt);
+    }
+
+    fn chunk(&mut self, output: Output<'_, H::Data>, chunk: Chunk<'_>) {
+        let (handler, mut context) = self.split(output);
+        handler.on_chunk(&mut context, chunk);
     }
 
     fn drain(&mut self, output: Output<'_, H::Data>) {
         let (handler, mut context) = self.split(output);
         handler.on_drain(&mut context);
+    }
+
+    #[cold]
+    fn dropped(&mut self, output: Output<'_, H::Data>, dropped: Dropped) {
+        let (handler, mut context) = self.split(output);
+        handler.on_dropped(&mut context, dropped);
     }
 
     fn close(&mut self, output: Output<'_, H::Data>, closed: &Closed<'_>) {

@@ -2,10 +2,13 @@
 
 use std::mem;
 
+use crate::protocol::CloseCode;
+use crate::protocol::CloseFrame;
 use crate::reactor::Backend;
 use crate::slab::Key;
 use crate::timer::ticks;
 
+use super::Alarm;
 use super::Handler;
 use super::Worker;
 
@@ -62,8 +65,34 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 self.after(key, false);
             }
         }
+        for _ in 0..EXPIRE_MAX {
+            let Some(alarm) = self.local.alarms.take_due(self.now) else {
+                break;
+            };
+            self.handle_alarm(alarm);
+        }
         if self.stop_at.is_some_and(|end| self.now >= end) {
             self.abandon_all();
+        }
+    }
+
+    fn handle_alarm(&mut self, alarm: Alarm) {
+        match alarm {
+            Alarm::Timer(key, token) => {
+                self.call(key, |handler, conn| handler.on_timer(conn, token));
+            }
+            Alarm::ThreadTimer(token) => {
+                self.call_thread(|handler, thread| handler.on_thread_timer(thread, token));
+            }
+            Alarm::Promote(key) => {
+                self.deliver(key, |conn, env, _| conn.handle_promote_deadline(env));
+                self.after(key, false);
+            }
+            Alarm::Lifetime(key) => {
+                let frame = CloseFrame::new(CloseCode::POLICY_VIOLATION, "lifetime");
+                self.deliver(key, |conn, env, _| conn.begin_close(&frame, false, env));
+                self.after(key, false);
+            }
         }
     }
 }

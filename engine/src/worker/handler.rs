@@ -1,13 +1,18 @@
 //! The user's side: callbacks, and what they get.
 
-use std::collections::VecDeque;
+use std::any::Any;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
-use crate::buffer::Pool;
-use crate::buffer::SendQueue;
+use crate::conn::Chunk;
 use crate::conn::Closed;
+use crate::conn::Dropped;
+use crate::conn::Flush;
+use crate::conn::MessageWriter;
 use crate::conn::Output;
+use crate::conn::Prepared;
+use crate::conn::SendOptions;
 use crate::conn::SendResult;
 use crate::conn::Upgrade;
 use crate::connect::Connect;
@@ -19,10 +24,16 @@ use crate::protocol::CloseFrame;
 use crate::protocol::Message;
 use crate::protocol::Role;
 use crate::protocol::handshake::UpgradeRequest;
+use crate::pubsub::Subscriptions;
 use crate::reactor::PeerAddr;
 use crate::slab::Key;
 
+use super::PostError;
 use super::Remote;
+use super::Thread;
+use super::TimerId;
+use super::thread::Alarm;
+use super::thread::Local;
 
 /// Names one connection for ever: after its close every use is a defined "gone".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,19 +92,64 @@ pub trait Handler {
         let _ = (conn, message);
     }
 
-    /// A ping, which the engine has answered.
+    /// A part of a message, on routes that ask for it ([`Route::streaming`]
+    /// (crate::Route::streaming)): `on_message` is not called there. The parts of a message come
+    /// in order, and nothing else of the connection but control frames comes between them.
+    fn on_chunk(&mut self, conn: &mut Context<'_, Self::Data>, chunk: Chunk<'_>) {
+        let _ = (conn, chunk);
+    }
+
+    /// A ping, which the engine has answered, unless the route leaves that to the handler
+    /// ([`Route::auto_pong`](crate::Route::auto_pong), [`Context::pong`]).
     fn on_ping(&mut self, conn: &mut Context<'_, Self::Data>, payload: &[u8]) {
         let _ = (conn, payload);
     }
 
-    /// A pong.
-    fn on_pong(&mut self, conn: &mut Context<'_, Self::Data>, payload: &[u8]) {
-        let _ = (conn, payload);
+    /// A pong, with the round-trip time if it answers a ping of this end: from the turn in which
+    /// that was sent to this one.
+    fn on_pong(
+        &mut self,
+        conn: &mut Context<'_, Self::Data>,
+        payload: &[u8],
+        round_trip: Option<Duration>,
+    ) {
+        let _ = (conn, payload, round_trip);
     }
 
     /// Output that was held up, or refused, has fallen below the low-water mark.
     fn on_drain(&mut self, conn: &mut Context<'_, Self::Data>) {
         let _ = conn;
+    }
+
+    /// Messages were given up: the policy of the route or of the message said so, and there was
+    /// no caller that would have heard of it from the result of its `send`.
+    fn on_dropped(&mut self, conn: &mut Context<'_, Self::Data>, dropped: Dropped) {
+        let _ = (conn, dropped);
+    }
+
+    /// A timer of the connection ([`Context::set_timer`]).
+    fn on_timer(&mut self, conn: &mut Context<'_, Self::Data>, token: u64) {
+        let _ = (conn, token);
+    }
+
+    /// A value about this connection, from elsewhere ([`Remote::post_to`]).
+    fn on_post(&mut self, conn: &mut Context<'_, Self::Data>, value: Box<dyn Any + Send>) {
+        let _ = (conn, value);
+    }
+
+    /// The thread begins to serve.
+    fn on_start(&mut self, thread: &mut Thread<'_, Self::Data>) {
+        let _ = thread;
+    }
+
+    /// A value for this thread, from elsewhere ([`Remote::post`]).
+    fn on_remote(&mut self, thread: &mut Thread<'_, Self::Data>, value: Box<dyn Any + Send>) {
+        let _ = (thread, value);
+    }
+
+    /// A timer of the thread ([`Thread::set_timer`]).
+    fn on_thread_timer(&mut self, thread: &mut Thread<'_, Self::Data>, token: u64) {
+        let _ = (thread, token);
     }
 
     /// The connection is over: the last callback of it. Nothing can be sent. For a connection
@@ -110,8 +166,7 @@ pub(crate) fn upgrade_required() -> Response {
 }
 
 /// What a callback needs of the socket, whatever the backend.
-pub(super) trait Wire {
-    fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool;
+pub(super) trait Wire: Flush {
     fn peer_addr(&mut self) -> io::Result<PeerAddr>;
 }
 
@@ -121,7 +176,8 @@ pub struct Context<'a, D> {
     pub(super) output: Output<'a, D>,
     pub(super) wire: &'a mut dyn Wire,
     pub(super) remote: &'a Remote,
-    pub(super) connects: &'a mut VecDeque<(Connect, D)>,
+    pub(super) local: &'a mut Local<D>,
+    pub(super) subscriptions: &'a mut Subscriptions,
     pub(super) id: ConnId,
 }
 
@@ -136,15 +192,169 @@ impl<D> Context<'_, D> {
         self.output.send(message)
     }
 
+    /// Sends a message with options of its own.
+    pub fn send_with<'m>(
+        &mut self,
+        message: impl Into<Message<'m>>,
+        options: &SendOptions,
+    ) -> SendResult {
+        let message = message.into();
+        if self.output.must_flush(message.payload().len()) {
+            self.flush();
+        }
+        self.output.send_with(message, options)
+    }
+
+    /// Sends a message that was encoded before, and that others may get as well. Large ones are
+    /// not copied.
+    pub fn send_prepared(&mut self, message: &Prepared) -> SendResult {
+        self.send_prepared_with(message, &SendOptions::new())
+    }
+
+    /// Sends a message that was encoded before, with options of its own.
+    pub fn send_prepared_with(&mut self, message: &Prepared, options: &SendOptions) -> SendResult {
+        if self.output.must_flush(message.payload().len()) {
+            self.flush();
+        }
+        self.output.send_prepared(message, options)
+    }
+
+    /// Subscribes to a topic; says whether it had not. What is published from here on arrives.
+    /// The end of the connection ends all its subscriptions.
+    pub fn subscribe(&mut self, topic: &str) -> bool {
+        if !self.output.is_open() {
+            return false;
+        }
+        let (key, pubsub) = (self.id.key, &mut self.local.pubsub);
+        pubsub.subscribe(key, self.subscriptions, topic)
+    }
+
+    /// Ends the subscription to a topic; says whether there was one. Nothing more of it is
+    /// sent, also of what has been published in this turn.
+    pub fn unsubscribe(&mut self, topic: &str) -> bool {
+        let pubsub = &mut self.local.pubsub;
+        pubsub.unsubscribe(self.subscriptions, topic)
+    }
+
+    /// How many topics the connection has subscribed to.
+    pub fn subscription_count(&self) -> usize {
+        self.subscriptions.count()
+    }
+
+    /// Sends a message to the subscribers of a topic, of all threads: encoded once, sent later
+    /// in the turn. Messages that one thread publishes to one topic reach each subscriber in
+    /// the order published.
+    ///
+    /// # Errors
+    /// At least one other thread did not take it.
+    pub fn publish(&mut self, topic: &str, message: impl Into<Prepared>) -> Result<(), PostError> {
+        self.publish_as(topic, message.into(), &SendOptions::new(), None)
+    }
+
+    /// As [`publish`](Self::publish), to all subscribers but this connection.
+    ///
+    /// # Errors
+    /// At least one other thread did not take it.
+    pub fn publish_to_others(
+        &mut self,
+        topic: &str,
+        message: impl Into<Prepared>,
+    ) -> Result<(), PostError> {
+        let except = Some(self.id.key);
+        self.publish_as(topic, message.into(), &SendOptions::new(), except)
+    }
+
+    /// As [`publish`](Self::publish), with options of its own.
+    ///
+    /// # Errors
+    /// At least one other thread did not take it.
+    pub fn publish_with(
+        &mut self,
+        topic: &str,
+        message: impl Into<Prepared>,
+        options: &SendOptions,
+    ) -> Result<(), PostError> {
+        self.publish_as(topic, message.into(), options, None)
+    }
+
+    fn publish_as(
+        &mut self,
+        topic: &str,
+        message: Prepared,
+        options: &SendOptions,
+        except: Option<Key>,
+    ) -> Result<(), PostError> {
+        let thread = (self.remote, self.id.worker);
+        self.local.publish(thread, topic, message, options, except)
+    }
+
+    /// Subscribers of a topic on this thread; [`Remote::subscriber_count`] has those of all.
+    pub fn subscriber_count(&self, topic: &str) -> usize {
+        self.local.pubsub.subscriber_count(topic)
+    }
+
+    /// Begins a message that is sent in fragments while it is written, or goes on with one that
+    /// has been begun. See [`MessageWriter`].
+    ///
+    /// # Errors
+    /// The connection is not open; or what has been begun is of the other type
+    /// ([`InvalidInput`](io::ErrorKind::InvalidInput)).
+    pub fn writer(&mut self, text: bool) -> io::Result<MessageWriter<'_>> {
+        MessageWriter::new(&mut self.output, self.wire, text)
+    }
+
+    /// Calls [`Handler::on_timer`] with `token`, once, not before `after` has passed, unless the
+    /// connection ends before.
+    pub fn set_timer(&mut self, after: Duration, token: u64) -> TimerId {
+        let alarm = Alarm::Timer(self.id.key, token);
+        self.local.set_timer(after, alarm)
+    }
+
+    /// Cancels a timer; says whether it had not come yet.
+    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        self.local.cancel_timer(timer)
+    }
+
+    /// Delivers no further messages until [`resume`](Self::resume); control frames are answered
+    /// as before. Up to [`Limits::hold_len_max`](crate::Limits::hold_len_max) bytes of messages
+    /// are held meanwhile; then nothing is read, and the peer has to wait (and is not pinged). A
+    /// peer that closes ends the pause: what is held is delivered before `on_close`.
+    pub fn pause(&mut self) {
+        self.output.pause();
+    }
+
+    /// Delivers messages again, beginning with those that are held, after this callback.
+    pub fn resume(&mut self) {
+        self.output.resume();
+    }
+
+    /// The connection has proven who it is: its time for that
+    /// ([`Route::promote_within`](crate::Route::promote_within)) ends.
+    pub fn promote(&mut self) {
+        self.output.promote();
+    }
+
+    /// The pattern of the connection's route, if the server has routes.
+    pub fn route(&self) -> Option<&str> {
+        self.output.route()
+    }
+
     #[cold]
     fn flush(&mut self) {
         let wire = &mut self.wire;
         self.output.flush(|queue, pool| wire.flush(queue, pool));
     }
 
-    /// Sends a ping; the payload is cut at 125 bytes (RFC 6455 §5.5).
+    /// Sends a ping; the payload is cut at 125 bytes (RFC 6455 §5.5). The round-trip time comes
+    /// with its pong ([`Handler::on_pong`]), if no more than 8 are under way.
     pub fn ping(&mut self, payload: &[u8]) -> SendResult {
         self.output.ping(payload)
+    }
+
+    /// Answers a ping, where the route leaves that to the handler; the payload is that of the
+    /// ping (RFC 6455 §5.5.3). It has a part in the reserve for control frames.
+    pub fn pong(&mut self, payload: &[u8]) -> SendResult {
+        self.output.pong(payload)
     }
 
     /// Begins the closing handshake: no message is delivered from here on, and `on_close`
@@ -195,7 +405,7 @@ impl<D> Context<'_, D> {
     /// called.
     pub fn connect(&mut self, connect: Connect, data: D) -> Result<(), ConfigError> {
         connect.validate()?;
-        self.connects.push_back((connect, data));
+        self.local.connects.push_back((connect, data));
         Ok(())
     }
 

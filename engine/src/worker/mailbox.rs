@@ -1,20 +1,21 @@
 //! The only way into a worker from another thread.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use bytes::BytesMut;
 use crossbeam_queue::SegQueue;
 
+use crate::config::OutputPolicy;
+use crate::conn::Prepared;
+use crate::conn::SendOptions;
 use crate::connect::Connect;
 use crate::error::ConfigError;
 use crate::protocol::CloseCode;
-use crate::protocol::FrameHeader;
-use crate::protocol::Message;
+use crate::pubsub::TopicCounts;
 use crate::reactor::Waker;
 use crate::slab::Key;
 
@@ -23,13 +24,26 @@ use super::ConnId;
 /// The most commands that wait for one worker.
 pub const MAILBOX_LEN_MAX: usize = 64 * 1024;
 
+/// A value for a handler, of any type.
+pub type Value = Box<dyn Any + Send>;
+
 /// What another thread, or a callback, asks of a worker.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// A frame for one connection.
-    Send(Key, Bytes),
-    /// A frame for every open connection.
-    Broadcast(Bytes),
+    /// A message for one connection.
+    Send(Key, Prepared, Option<OutputPolicy>),
+    /// A message for every open connection.
+    Broadcast(Prepared),
+    /// A message for the subscribers of a topic.
+    Publish(Arc<str>, Prepared, Option<OutputPolicy>),
+    /// A value for the handler, about one connection.
+    PostTo(Key, Value),
+    /// A value for the handler.
+    Post(Value),
+    /// Pauses the reading of one connection, or resumes it.
+    Pause(Key, bool),
+    /// The end of one connection, without a Close frame.
+    Terminate(Key),
     /// The closing handshake with one connection.
     Close(Key, CloseCode, Box<str>),
     /// A new connection.
@@ -135,6 +149,7 @@ pub struct Remote {
     mailboxes: Arc<[Mailbox]>,
     /// Whose turn it is to connect.
     turn: Arc<AtomicUsize>,
+    topics: Arc<TopicCounts>,
 }
 
 /// Why a connection is not made.
@@ -155,44 +170,162 @@ impl Remote {
         Self {
             mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
             turn: Arc::default(),
+            topics: Arc::default(),
         }
+    }
+
+    /// Subscribers of all threads.
+    pub(super) fn topic_counts(&self) -> &Arc<TopicCounts> {
+        &self.topics
     }
 
     pub(super) fn mailbox(&self, worker: u16) -> &Mailbox {
         &self.mailboxes[usize::from(worker)]
     }
 
-    /// How many workers it reaches.
-    pub(crate) fn workers(&self) -> usize {
+    /// How many threads it reaches.
+    pub fn threads(&self) -> usize {
         self.mailboxes.len()
     }
 
-    fn post(&self, id: ConnId, command: Command) -> Result<(), PostError> {
+    fn post_command(&self, id: ConnId, command: Command) -> Result<(), PostError> {
         let mailbox = self.mailboxes.get(usize::from(id.worker));
         let mailbox = mailbox.ok_or(PostError::Stopped)?;
         mailbox.post(command, MAILBOX_LEN_MAX)
     }
 
-    /// Sends a message to one connection. If it is gone, or its output limit leaves no room,
-    /// the message is dropped.
+    /// Sends a message to one connection. If it is gone the message is dropped; if its output
+    /// limit leaves no room, what its route's policy says is done.
     ///
     /// # Errors
     /// The message was not taken.
-    pub fn send<'a>(&self, id: ConnId, message: impl Into<Message<'a>>) -> Result<(), PostError> {
-        self.post(id, Command::Send(id.key, encode(message.into())))
+    pub fn send(&self, id: ConnId, message: impl Into<Prepared>) -> Result<(), PostError> {
+        self.send_with(id, message, &SendOptions::new())
+    }
+
+    /// As [`send`](Self::send), with a policy of its own.
+    ///
+    /// # Errors
+    /// The message was not taken.
+    pub fn send_with(
+        &self,
+        id: ConnId,
+        message: impl Into<Prepared>,
+        options: &SendOptions,
+    ) -> Result<(), PostError> {
+        let policy = options.output_policy();
+        self.post_command(id, Command::Send(id.key, message.into(), policy))
     }
 
     /// Sends a message to every open connection of the server: one copy, whatever their
-    /// number. A connection whose output limit leaves no room is left out.
+    /// number. Where an output limit leaves no room, what the route's policy says is done.
     ///
     /// # Errors
-    /// At least one worker did not take it.
-    pub fn broadcast<'a>(&self, message: impl Into<Message<'a>>) -> Result<(), PostError> {
-        let frame = encode(message.into());
-        let post =
-            |mailbox: &Mailbox| mailbox.post(Command::Broadcast(frame.clone()), MAILBOX_LEN_MAX);
-        let results: Vec<_> = self.mailboxes.iter().map(post).collect();
-        results.into_iter().collect()
+    /// At least one thread did not take it.
+    pub fn broadcast(&self, message: impl Into<Prepared>) -> Result<(), PostError> {
+        let message = message.into();
+        self.post_all(None, || Command::Broadcast(message.clone()))
+    }
+
+    /// Sends a message to the subscribers of a topic, of all threads: one copy, whatever their
+    /// number. Messages that one thread publishes to one topic reach each subscriber in the
+    /// order published. A subscriber that cannot keep up is dealt with as its route's policy
+    /// says, and delays nobody.
+    ///
+    /// # Errors
+    /// At least one thread did not take it.
+    pub fn publish(&self, topic: &str, message: impl Into<Prepared>) -> Result<(), PostError> {
+        self.publish_with(topic, message, &SendOptions::new())
+    }
+
+    /// As [`publish`](Self::publish), with a policy of its own.
+    ///
+    /// # Errors
+    /// At least one thread did not take it.
+    pub fn publish_with(
+        &self,
+        topic: &str,
+        message: impl Into<Prepared>,
+        options: &SendOptions,
+    ) -> Result<(), PostError> {
+        self.publish_but(None, topic, &message.into(), options)
+    }
+
+    /// Publishes on every thread but one.
+    pub(super) fn publish_but(
+        &self,
+        but: Option<u16>,
+        topic: &str,
+        message: &Prepared,
+        options: &SendOptions,
+    ) -> Result<(), PostError> {
+        if but.is_some() && self.threads() == 1 {
+            return Ok(());
+        }
+        let topic = Arc::<str>::from(topic);
+        let policy = options.output_policy();
+        self.post_all(but, || {
+            Command::Publish(Arc::clone(&topic), message.clone(), policy)
+        })
+    }
+
+    fn post_all(&self, but: Option<u16>, command: impl Fn() -> Command) -> Result<(), PostError> {
+        let mut result = Ok(());
+        for (number, mailbox) in self.mailboxes.iter().enumerate() {
+            if but != Some(number as u16) {
+                result = result.and(mailbox.post(command(), MAILBOX_LEN_MAX));
+            }
+        }
+        result
+    }
+
+    /// Subscribers of a topic, of all threads, at this moment.
+    pub fn subscriber_count(&self, topic: &str) -> usize {
+        self.topics.get(topic)
+    }
+
+    /// Gives the handler of one thread a value
+    /// ([`Handler::on_remote`](crate::Handler::on_remote)). Threads are numbered from zero.
+    ///
+    /// # Errors
+    /// The value was not taken; there is no such thread ([`PostError::Stopped`]).
+    pub fn post(&self, thread: usize, value: impl Any + Send) -> Result<(), PostError> {
+        let mailbox = self.mailboxes.get(thread).ok_or(PostError::Stopped)?;
+        mailbox.post(Command::Post(Box::new(value)), MAILBOX_LEN_MAX)
+    }
+
+    /// Gives the handler a value that is about one connection
+    /// ([`Handler::on_post`](crate::Handler::on_post)). If it is gone the value is dropped.
+    ///
+    /// # Errors
+    /// The value was not taken.
+    pub fn post_to(&self, id: ConnId, value: impl Any + Send) -> Result<(), PostError> {
+        self.post_command(id, Command::PostTo(id.key, Box::new(value)))
+    }
+
+    /// Delivers no messages of one connection until it is resumed
+    /// ([`Context::pause`](crate::Context::pause)).
+    ///
+    /// # Errors
+    /// The command was not taken.
+    pub fn pause(&self, id: ConnId) -> Result<(), PostError> {
+        self.post_command(id, Command::Pause(id.key, true))
+    }
+
+    /// Delivers the messages of one connection again.
+    ///
+    /// # Errors
+    /// The command was not taken.
+    pub fn resume(&self, id: ConnId) -> Result<(), PostError> {
+        self.post_command(id, Command::Pause(id.key, false))
+    }
+
+    /// Gives one connection up at once, with what is queued, and without a Close frame.
+    ///
+    /// # Errors
+    /// The command was not taken.
+    pub fn terminate(&self, id: ConnId) -> Result<(), PostError> {
+        self.post_command(id, Command::Terminate(id.key))
     }
 
     /// Begins the closing handshake with one connection. If it is gone nothing happens.
@@ -200,7 +333,7 @@ impl Remote {
     /// # Errors
     /// The command was not taken.
     pub fn close(&self, id: ConnId, code: CloseCode, reason: &str) -> Result<(), PostError> {
-        self.post(id, Command::Close(id.key, code, reason.into()))
+        self.post_command(id, Command::Close(id.key, code, reason.into()))
     }
 
     /// Makes a connection on one of the server's threads, in turn; the handler gives it its
@@ -224,23 +357,6 @@ impl Remote {
             let _ = mailbox.post(Command::Shutdown, usize::MAX);
         }
     }
-}
-
-/// A server's frame: header and payload in one piece.
-fn encode(message: Message<'_>) -> Bytes {
-    let payload = message.payload();
-    let header = FrameHeader {
-        fin: true,
-        rsv1: false,
-        opcode: message.opcode(),
-        payload_len: payload.len() as u64,
-        mask_key: None,
-    };
-    let header = header.encode();
-    let mut frame = BytesMut::with_capacity(header.as_bytes().len() + payload.len());
-    frame.extend_from_slice(header.as_bytes());
-    frame.extend_from_slice(payload);
-    frame.freeze()
 }
 
 #[cfg(test)]

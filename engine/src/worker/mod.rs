@@ -12,8 +12,10 @@
 mod arrival;
 mod delivery;
 mod expiry;
+mod fanout;
 mod handler;
 mod mailbox;
+mod thread;
 
 pub use handler::ConnId;
 pub use handler::Context;
@@ -24,6 +26,11 @@ pub use mailbox::ConnectError;
 pub use mailbox::MAILBOX_LEN_MAX;
 pub use mailbox::PostError;
 pub use mailbox::Remote;
+use thread::Alarm;
+use thread::Local;
+use thread::Published;
+pub use thread::Thread;
+pub use thread::TimerId;
 
 use std::collections::VecDeque;
 use std::io;
@@ -36,16 +43,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-use bytes::Bytes;
 
 use crate::conn::Conn;
 use crate::conn::Deadline;
 use crate::conn::Env;
 use crate::conn::HEADROOM;
+use crate::conn::Prepared;
 use crate::conn::Step;
-use crate::connect::Connect;
 use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
+use crate::pubsub::Subscriptions;
 use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::Event;
@@ -135,6 +142,8 @@ pub struct Counters {
     pub accept_rests: u64,
     /// Callbacks that panicked.
     pub panics: u64,
+    /// Connections closed to keep to the output budget.
+    pub evicted: u64,
 }
 
 struct Slot<S, D> {
@@ -151,6 +160,11 @@ struct Slot<S, D> {
     /// In the list of connections to send to.
     touched: bool,
     writable_armed: bool,
+    /// Ready, but its connection takes nothing now.
+    parked: bool,
+    /// In the list of blocked connections.
+    blocked: bool,
+    subscriptions: Subscriptions,
 }
 
 /// One thread's engine.
@@ -171,9 +185,13 @@ pub struct Worker<B: Backend, H: Handler> {
     /// Connections whose deadlines have passed, and whose turn has yet to come.
     silent: VecDeque<Key>,
     stalled: VecDeque<Key>,
-    broadcasts: Vec<Bytes>,
-    /// Connections that callbacks have asked for.
-    connects: VecDeque<(Connect, H::Data)>,
+    broadcasts: Vec<Prepared>,
+    /// What callbacks ask for.
+    local: Local<H::Data>,
+    /// Connections whose peers do not take their output, and some that were.
+    blocked: VecDeque<Key>,
+    /// Its length when it was last looked through, or a bit more.
+    blocked_len_at_sweep: usize,
     buffer: Box<[u8]>,
     number: u16,
     remote: Remote,
@@ -201,7 +219,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         remote.mailbox(number).start(backend.waker());
         // What one batch of receives can be answered with.
         env.pool.warm(RECV_BATCH_MAX);
-        Self {
+        let mut worker = Self {
             now: backend.now(),
             backend,
             handler,
@@ -216,7 +234,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             silent: VecDeque::new(),
             stalled: VecDeque::new(),
             broadcasts: Vec::new(),
-            connects: VecDeque::new(),
+            local: Local::new(Arc::clone(remote.topic_counts())),
+            blocked: VecDeque::new(),
+            blocked_len_at_sweep: LISTS_LEN,
             buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),
             number,
             remote,
@@ -225,7 +245,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             accept_at: None,
             stop_at: None,
             counters: Counters::default(),
-        }
+        };
+        worker.start();
+        worker
     }
 
     /// Turns until the worker has been told to end and its connections are closed.
@@ -252,7 +274,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.wait(timeout)?;
         self.now = self.backend.now();
+        self.env.now = self.now;
         self.env.now_s = self.now.as_secs() as u32;
+        self.local.now = self.now;
         // Before anything sets a deadline, which counts from where the sweep has come to.
         self.sweep();
         self.handle_events();
@@ -260,7 +284,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.expire();
         self.take_mailbox();
         self.make_connections();
+        self.publish();
         self.flush();
+        self.keep_to_budget();
         Ok(())
     }
 
@@ -279,7 +305,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Messages that were refused for want of room.
     #[cfg(feature = "testkit")]
     pub fn dropped(&self) -> u64 {
-        self.env.dropped
+        self.env.stats.dropped + self.env.stats.refused
     }
 
     /// Connections, in whatever phase.
@@ -319,11 +345,44 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         Some(result)
     }
 
+    /// A callback of an open connection that nothing of the connection's own has caused.
+    fn call(&mut self, key: Key, call: impl FnOnce(&mut H, &mut Context<'_, H::Data>)) {
+        self.deliver(key, |conn, env, sink| {
+            if let Some(output) = conn.open_output(env) {
+                sink.with(output, call);
+            }
+        });
+        self.after(key, false);
+    }
+
+    /// A callback that is about no connection. If it panics nothing else is harmed.
+    fn call_thread(&mut self, call: impl FnOnce(&mut H, &mut Thread<'_, H::Data>)) {
+        let mut thread = Thread {
+            local: &mut self.local,
+            remote: &self.remote,
+            number: self.number,
+            connections: self.conns.len(),
+        };
+        let handler = &mut self.handler;
+        let call = AssertUnwindSafe(|| call(handler, &mut thread));
+        if panic::catch_unwind(call).is_err() {
+            self.counters.panics += 1;
+            log::error!("a callback of thread {} panicked", self.number);
+        }
+    }
+
+    /// Tells the handler that the thread begins to serve.
+    fn start(&mut self) {
+        self.local.now = self.backend.now();
+        self.call_thread(|handler, thread| handler.on_start(thread));
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let mailbox = self.remote.mailbox(self.number);
         let begun = !self.ready.is_empty() || !self.touched.is_empty();
         let due = !self.silent.is_empty() || !self.stalled.is_empty();
-        let busy = begun || due || !self.connects.is_empty() || !mailbox.is_empty();
+        let asked = !self.local.connects.is_empty() || self.local.pubsub.has_pending();
+        let busy = begun || due || asked || !mailbox.is_empty();
         if busy || timeout == Some(Duration::ZERO) {
             return self.backend.wait(Some(Duration::ZERO), &mut self.events);
         }
@@ -357,7 +416,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if !self.conns.is_empty() {
             due = due.min(Deadlines::next_sweep(now));
         }
-        for at in [self.accept_at, self.stop_at].into_iter().flatten() {
+        let alarm = self.local.alarms.next();
+        for at in [self.accept_at, self.stop_at, alarm].into_iter().flatten() {
             due = due.min(at.saturating_sub(now));
         }
         due
@@ -448,7 +508,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             taken += 1;
             if let Some(slot) = slot {
                 slot.ready = false;
-                batch.push((key, slot.socket));
+                slot.parked = slot.conn.is_parked();
+                if !slot.parked {
+                    batch.push((key, slot.socket));
+                }
             }
             if alone {
                 break;
@@ -522,7 +585,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 socket: slot.socket,
             },
             remote: &self.remote,
-            connects: &mut self.connects,
+            local: &mut self.local,
+            subscriptions: &mut slot.subscriptions,
             id: ConnId {
                 worker: self.number,
                 key,
@@ -584,6 +648,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 self.silence.clear(key.index);
             }
         }
+        if slot.parked && !slot.conn.is_parked() {
+            return self.unpark(key);
+        }
         if slot.conn.has_output() {
             if !mem::replace(&mut slot.touched, true) {
                 self.touched.push(key);
@@ -593,9 +660,25 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if slot.conn.is_blocked() && !mem::replace(&mut slot.writable_armed, true) {
             // Blocked by a flush inside a callback.
             self.backend.arm_writable(slot.socket, Token::new(key));
+            if !mem::replace(&mut slot.blocked, true) {
+                self.blocked.push_back(key);
+            }
             self.set_stall(key);
         }
         self.take_step(key);
+    }
+
+    /// Goes on reading where that had been put off.
+    #[cold]
+    fn unpark(&mut self, key: Key) {
+        if let Some(slot) = self.conns.get_mut(key) {
+            slot.parked = false;
+            if !mem::replace(&mut slot.ready, true) {
+                self.ready.push_back(key);
+            }
+            // Its peer can be heard again.
+            self.after(key, true);
+        }
     }
 
     fn take_step(&mut self, key: Key) {
@@ -619,10 +702,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     fn remove(&mut self, key: Key) {
-        let Some(slot) = self.conns.remove(key) else {
+        let Some(mut slot) = self.conns.remove(key) else {
             return;
         };
         debug_assert!(!slot.conn.owes_close(), "on_close was not called");
+        if !slot.subscriptions.is_empty() {
+            let pubsub = &mut self.local.pubsub;
+            pubsub.unsubscribe_all(&mut slot.subscriptions);
+        }
         slot.conn.release(&mut self.env);
         self.backend.close(slot.socket, Some(Token::new(key)));
         self.silence.clear(key.index);
@@ -639,17 +726,35 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             let Some(command) = self.remote.mailbox(self.number).take() else {
                 break;
             };
-            if let Command::Broadcast(frame) = command {
+            if let Command::Broadcast(message) = command {
                 // Those that follow each other reach each connection together.
-                self.broadcasts.push(frame);
+                self.broadcasts.push(message);
                 continue;
             }
             self.broadcast();
             match command {
-                Command::Send(key, frame) => {
+                Command::Send(key, message, policy) => {
                     self.deliver(key, |conn, env, sink| {
-                        conn.send_shared(frame, env, sink);
+                        conn.send_prepared(&message, policy, env, sink);
                     });
+                    self.after(key, false);
+                }
+                Command::Publish(topic, message, policy) => {
+                    let published = Published { message, policy };
+                    self.local.pubsub.publish(&topic, published, None);
+                }
+                Command::PostTo(key, value) => {
+                    self.call(key, |handler, conn| handler.on_post(conn, value));
+                }
+                Command::Post(value) => {
+                    self.call_thread(|handler, thread| handler.on_remote(thread, value));
+                }
+                Command::Pause(key, pause) => self.call(key, |_, conn| match pause {
+                    true => conn.pause(),
+                    false => conn.resume(),
+                }),
+                Command::Terminate(key) => {
+                    self.deliver(key, |conn, _, _| conn.terminate());
                     self.after(key, false);
                 }
                 Command::Close(key, code, reason) => {
@@ -659,36 +764,13 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 }
                 Command::Connect(connect) => {
                     let data = self.handler.on_connect(&connect);
-                    self.connects.push_back((*connect, data));
+                    self.local.connects.push_back((*connect, data));
                 }
                 Command::Shutdown => self.shut_down(),
                 Command::Broadcast(_) => {}
             }
         }
         self.broadcast();
-    }
-
-    /// Sends the frames that wait to every open connection.
-    fn broadcast(&mut self) {
-        if self.broadcasts.is_empty() {
-            return;
-        }
-        let frames = mem::take(&mut self.broadcasts);
-        let keys: Vec<Key> = self.conns.keys().collect();
-        for keys in keys.chunks(SEND_BATCH) {
-            for &key in keys {
-                if self.conns.get(key).is_some_and(|slot| slot.conn.is_open()) {
-                    self.deliver(key, |conn, env, sink| {
-                        for frame in &frames {
-                            conn.send_shared(frame.clone(), env, sink);
-                        }
-                    });
-                    self.after(key, false);
-                }
-            }
-            // Sent while it is in the cache, and so that few buffers are in use.
-            self.flush();
-        }
     }
 
     /// Begins the closing handshake with all.
@@ -778,6 +860,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             if blocked {
                 let armed = mem::replace(&mut slot.writable_armed, true);
                 let socket = slot.socket;
+                if !mem::replace(&mut slot.blocked, true) {
+                    self.blocked.push_back(key);
+                }
                 if !armed {
                     self.backend.arm_writable(socket, Token::new(key));
                 }

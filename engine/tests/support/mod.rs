@@ -5,6 +5,7 @@
 
 pub mod certificates;
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::io::Read;
 use std::io::Write;
@@ -21,11 +22,13 @@ use std::time::Duration;
 use std::time::Instant;
 
 use sockeye::BackendChoice;
+use sockeye::Chunk;
 use sockeye::CloseCause;
 use sockeye::Closed;
 use sockeye::ConnId;
 use sockeye::Connect;
 use sockeye::Context;
+use sockeye::Dropped;
 use sockeye::Handle;
 use sockeye::Handler;
 use sockeye::Initiator;
@@ -36,9 +39,11 @@ use sockeye::Request;
 use sockeye::Response;
 use sockeye::Route;
 use sockeye::Server;
+use sockeye::Thread;
 use sockeye::Timeout;
 use sockeye::Upgrade;
 use sockeye::UpgradeRequest;
+use sockeye::Victims;
 use sockeye::client;
 use sockeye::protocol::FrameHeader;
 use sockeye::protocol::Opcode;
@@ -96,6 +101,8 @@ pub enum Record {
     Ping(ConnId, Vec<u8>),
     Pong(ConnId, Vec<u8>),
     Drain(ConnId),
+    Dropped(ConnId, Dropped),
+    Chunk(ConnId, Vec<u8>, bool, bool),
     Close(ConnId, Ended),
     DataDropped(u32),
 }
@@ -198,7 +205,18 @@ impl Log {
 
 pub type OnMessage = Arc<dyn Fn(&mut Context<'_, Data>, Message<'_>) + Send + Sync>;
 pub type OnConn = Arc<dyn Fn(&mut Context<'_, Data>) + Send + Sync>;
+pub type OnPong = Arc<dyn Fn(&mut Context<'_, Data>, Option<Duration>) + Send + Sync>;
+pub type OnTimer = Arc<dyn Fn(&mut Context<'_, Data>, u64) + Send + Sync>;
+pub type OnPost = Arc<dyn Fn(&mut Context<'_, Data>, Box<dyn Any + Send>) + Send + Sync>;
+pub type OnThread = Arc<dyn Fn(&mut Thread<'_, Data>, ThreadEvent) + Send + Sync>;
 pub type OnUpgrade = Arc<dyn Fn(&UpgradeRequest<'_>) -> Upgrade<Data> + Send + Sync>;
+
+/// What a thread's callbacks get.
+pub enum ThreadEvent {
+    Start,
+    Value(Box<dyn Any + Send>),
+    Timer(u64),
+}
 
 /// Per-connection data that says when it is dropped.
 #[derive(Default)]
@@ -224,6 +242,10 @@ pub struct Probe {
     pub on_drain: OnConn,
     pub on_ping: OnConn,
     pub on_close: OnConn,
+    pub on_pong: OnPong,
+    pub on_timer: OnTimer,
+    pub on_post: OnPost,
+    pub on_thread: OnThread,
     pub on_upgrade: OnUpgrade,
     /// Records messages as well; off where they are many.
     pub record_messages: bool,
@@ -242,6 +264,10 @@ impl Probe {
             on_drain: nothing.clone(),
             on_ping: nothing.clone(),
             on_close: nothing,
+            on_pong: Arc::new(|_, _| {}),
+            on_timer: Arc::new(|_, _| {}),
+            on_post: Arc::new(|_, _| {}),
+            on_thread: Arc::new(|_, _| {}),
             on_upgrade: Arc::new(|_| Upgrade::accept(Data::default())),
             record_messages: true,
         }
@@ -298,8 +324,47 @@ impl Handler for Probe {
         (self.on_ping)(conn);
     }
 
-    fn on_pong(&mut self, conn: &mut Context<'_, Data>, payload: &[u8]) {
+    fn on_pong(
+        &mut self,
+        conn: &mut Context<'_, Data>,
+        payload: &[u8],
+        round_trip: Option<Duration>,
+    ) {
         self.log.push(Record::Pong(conn.id(), payload.to_vec()));
+        (self.on_pong)(conn, round_trip);
+    }
+
+    fn on_chunk(&mut self, conn: &mut Context<'_, Data>, chunk: Chunk<'_>) {
+        let payload = chunk.payload.to_vec();
+        let record = Record::Chunk(conn.id(), payload, chunk.first, chunk.last);
+        if self.record_messages {
+            self.log.push(record);
+        }
+        (self.on_message)(conn, Message::binary(chunk.payload));
+    }
+
+    fn on_dropped(&mut self, conn: &mut Context<'_, Data>, dropped: Dropped) {
+        self.log.push(Record::Dropped(conn.id(), dropped));
+    }
+
+    fn on_timer(&mut self, conn: &mut Context<'_, Data>, token: u64) {
+        (self.on_timer)(conn, token);
+    }
+
+    fn on_post(&mut self, conn: &mut Context<'_, Data>, value: Box<dyn Any + Send>) {
+        (self.on_post)(conn, value);
+    }
+
+    fn on_start(&mut self, thread: &mut Thread<'_, Data>) {
+        (self.on_thread)(thread, ThreadEvent::Start);
+    }
+
+    fn on_remote(&mut self, thread: &mut Thread<'_, Data>, value: Box<dyn Any + Send>) {
+        (self.on_thread)(thread, ThreadEvent::Value(value));
+    }
+
+    fn on_thread_timer(&mut self, thread: &mut Thread<'_, Data>, token: u64) {
+        (self.on_thread)(thread, ThreadEvent::Timer(token));
     }
 
     fn on_drain(&mut self, conn: &mut Context<'_, Data>) {
@@ -339,6 +404,7 @@ pub struct Settings {
     pub routes: Vec<(&'static str, Route)>,
     pub connections_max: Option<usize>,
     pub threads: Option<usize>,
+    pub output_budget: Option<(usize, Victims)>,
     /// TLS of its own, where there is TLS.
     pub tls: Option<sockeye::tls::ServerTls>,
 }
@@ -354,7 +420,7 @@ pub struct Running {
 }
 
 pub enum Place {
-    Blocking(Settings, mpsc::Sender<client::Error>),
+    Blocking(Box<Settings>, mpsc::Sender<client::Error>),
     Live(Option<Handle>),
     Sim(Rc<RefCell<SimServer<Probe>>>),
 }
@@ -380,7 +446,7 @@ impl World {
         if self.is_blocking() {
             let (failed, failures) = mpsc::channel();
             return Running {
-                place: Place::Blocking(settings, failed),
+                place: Place::Blocking(Box::new(settings), failed),
                 log,
                 tls: self.is_tls(),
                 failures: Some(failures),
@@ -392,7 +458,12 @@ impl World {
             .is_tls()
             .then(|| own_tls.as_ref().unwrap_or(certificates::server_tls()));
         if self.is_sim() {
+            let (output_budget, victims) = settings
+                .output_budget
+                .unwrap_or((usize::MAX, Victims::default()));
             let settings = SimSettings {
+                output_budget,
+                victims,
                 tls: tls.cloned(),
                 base: settings.base.limits(settings.limits),
                 routes: settings.routes,
@@ -424,6 +495,9 @@ impl World {
                 Self::Poll | Self::PollTls => BackendChoice::Poll,
                 _ => BackendChoice::Uring,
             });
+        if let Some((bytes, victims)) = settings.output_budget {
+            builder = builder.output_budget(bytes, victims);
+        }
         for (pattern, route) in settings.routes {
             builder = builder.route(pattern, |_| route);
         }
@@ -1030,6 +1104,14 @@ impl Link {
         let got = self.next_frame().expect("a frame");
         assert_eq!(got.opcode, opcode, "{got:?}");
         assert!(got.payload == payload, "got {} bytes", got.payload.len());
+    }
+
+    /// A ping of the engine's own, which carries the time.
+    #[track_caller]
+    pub fn expect_own_ping(&mut self) -> Vec<u8> {
+        let got = self.next_frame().expect("a ping");
+        assert_eq!((got.opcode, got.payload.len()), (Opcode::Ping, 8));
+        got.payload
     }
 
     #[track_caller]

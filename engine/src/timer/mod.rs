@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Coarse deadlines, one byte per connection.
+//! Coarse deadlines, one byte per connection; and [`Alarms`], fine ones, for what few have.
 //!
 //! A deadline is the tick at which it is due, modulo 254; setting it is one store.
 //! A tick is one second, and a quarter of the table is swept each quarter of a second with a
@@ -7,6 +7,10 @@
 //!
 //! **Invariant:** a deadline set `n` ticks ahead is reported once, between `n` and `n + 2`
 //! ticks later (and as much later as the caller is late), unless it is set again or cleared.
+
+mod alarms;
+
+pub use alarms::Alarms;
 
 use alloc::vec::Vec;
 use core::time::Duration;

@@ -1,0 +1,160 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::OutputPolicy;
+use crate::conn::Prepared;
+use crate::conn::SendOptions;
+use crate::connect::Connect;
+use crate::error::ConfigError;
+use crate::pubsub::PubSub;
+use crate::pubsub::TopicCounts;
+use crate::slab::Key;
+use crate::timer::Alarms;
+
+use super::PostError;
+use super::Remote;
+
+/// What the callbacks of a thread can ask for, besides what they ask of their connection. It
+/// happens later in the turn.
+#[derive(Debug)]
+pub(super) struct Local<D> {
+    /// Connections that are to be made.
+    pub(super) connects: VecDeque<(Connect, D)>,
+    pub(super) pubsub: PubSub<Published>,
+    pub(super) alarms: Alarms<Alarm>,
+    /// The beginning of the turn.
+    pub(super) now: Duration,
+}
+
+/// What waits for its subscribers.
+#[derive(Debug)]
+pub(super) struct Published {
+    pub(super) message: Prepared,
+    pub(super) policy: Option<OutputPolicy>,
+}
+
+/// What an alarm is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Alarm {
+    /// A timer of a connection, with the handler's token.
+    Timer(Key, u64),
+    /// A timer of the thread, with the handler's token.
+    ThreadTimer(u64),
+    /// A connection has to have been promoted by now.
+    Promote(Key),
+    /// A connection has been open for as long as it may.
+    Lifetime(Key),
+}
+
+/// Names a timer, until it has come or is cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TimerId(Key);
+
+impl<D> Local<D> {
+    pub(super) fn new(counts: Arc<TopicCounts>) -> Self {
+        Self {
+            connects: VecDeque::new(),
+            pubsub: PubSub::new(counts),
+            alarms: Alarms::default(),
+            now: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn set_timer(&mut self, after: Duration, alarm: Alarm) -> TimerId {
+        TimerId(self.alarms.set(self.now.saturating_add(after), alarm))
+    }
+
+    pub(super) fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        self.alarms.cancel(timer.0).is_some()
+    }
+
+    /// Queues a message for the subscribers of this thread, and sends it to the others.
+    pub(super) fn publish(
+        &mut self,
+        (remote, number): (&Remote, u16),
+        topic: &str,
+        message: Prepared,
+        options: &SendOptions,
+        except: Option<Key>,
+    ) -> Result<(), PostError> {
+        let result = remote.publish_but(Some(number), topic, &message, options);
+        let policy = options.output_policy();
+        self.pubsub
+            .publish(topic, Published { message, policy }, except);
+        result
+    }
+}
+
+/// A thread of the server, in a callback that is about no connection.
+pub struct Thread<'a, D> {
+    pub(super) local: &'a mut Local<D>,
+    pub(super) remote: &'a Remote,
+    pub(super) number: u16,
+    pub(super) connections: usize,
+}
+
+impl<D> Thread<'_, D> {
+    /// Its number, from zero.
+    pub fn number(&self) -> usize {
+        self.number.into()
+    }
+
+    /// Connections of this thread, in whatever phase.
+    pub fn connections(&self) -> usize {
+        self.connections
+    }
+
+    /// Reaches all connections of the server.
+    pub fn remote(&self) -> &Remote {
+        self.remote
+    }
+
+    /// Sends a message to the subscribers of a topic, of all threads
+    /// ([`Remote::publish`]).
+    ///
+    /// # Errors
+    /// At least one other thread did not take it.
+    pub fn publish(&mut self, topic: &str, message: impl Into<Prepared>) -> Result<(), PostError> {
+        let (options, thread) = (SendOptions::new(), (self.remote, self.number));
+        self.local
+            .publish(thread, topic, message.into(), &options, None)
+    }
+
+    /// Subscribers of a topic on this thread; [`Remote::subscriber_count`] has those of all.
+    pub fn subscriber_count(&self, topic: &str) -> usize {
+        self.local.pubsub.subscriber_count(topic)
+    }
+
+    /// Calls [`Handler::on_thread_timer`](crate::Handler::on_thread_timer) with `token`, once,
+    /// not before `after` has passed.
+    pub fn set_timer(&mut self, after: Duration, token: u64) -> TimerId {
+        self.local.set_timer(after, Alarm::ThreadTimer(token))
+    }
+
+    /// Cancels a timer; says whether it had not come yet.
+    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        self.local.cancel_timer(timer)
+    }
+
+    /// Makes a connection on this thread, after this callback
+    /// ([`Context::connect`](crate::Context::connect)).
+    ///
+    /// # Errors
+    /// What is asked for makes no sense. `on_close` is not called.
+    pub fn connect(&mut self, connect: Connect, data: D) -> Result<(), ConfigError> {
+        connect.validate()?;
+        self.local.connects.push_back((connect, data));
+        Ok(())
+    }
+}
+
+impl<D> fmt::Debug for Thread<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Thread")
+            .field("number", &self.number)
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
+}
