@@ -523,19 +523,21 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         } else {
             HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN)
         };
-        let mut ops: ArrayVec<RecvOp<'_, B::Socket>, RECV_BATCH_MAX> = buffer
-            .chunks_exact_mut(slot_len)
-            .zip(&batch)
-            .map(|(slot, &(_, socket))| RecvOp {
-                socket,
-                buffer: &mut slot[HEADROOM..],
-                result: Ok(0),
-            })
-            .collect();
-        debug_assert_eq!(ops.len(), batch.len());
-        self.backend.recv_many(&mut ops);
-        let results: ArrayVec<io::Result<usize>, RECV_BATCH_MAX> =
-            ops.into_iter().map(|op| op.result).collect();
+        let results: ArrayVec<io::Result<usize>, RECV_BATCH_MAX> = {
+            let mut ops: ArrayVec<RecvOp<'_, B::Socket>, RECV_BATCH_MAX> = buffer
+                .chunks_exact_mut(slot_len)
+                .zip(&batch)
+                .map(|(slot, &(_, socket))| RecvOp {
+                    socket,
+                    buffer: &mut slot[HEADROOM..],
+                    result: Ok(0),
+                })
+                .collect();
+            debug_assert_eq!(ops.len(), batch.len());
+            self.backend.recv_many(&mut ops);
+            let take = |op: &mut RecvOp<'_, B::Socket>| mem::replace(&mut op.result, Ok(0));
+            ops.iter_mut().map(take).collect()
+        };
 
         let slots = buffer.chunks_exact_mut(slot_len);
         for ((slot, (key, _)), result) in slots.zip(batch).zip(results) {
@@ -813,7 +815,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     fn flush_batch(&mut self, keys: &[Key]) {
         let mut batch: ArrayVec<Key, SEND_BATCH> = ArrayVec::new();
-        let mut ops: ArrayVec<SendOp<'_, B::Socket>, SEND_BATCH> = ArrayVec::new();
         for &key in keys {
             let Some(slot) = self.conns.get_mut(key) else {
                 continue;
@@ -823,23 +824,30 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 self.lose(key, error);
             }
         }
-        for &key in keys {
-            let Some(slot) = self.conns.get(key) else {
-                continue;
+        let results: ArrayVec<(usize, io::Result<usize>), SEND_BATCH> = {
+            let mut ops: ArrayVec<SendOp<'_, B::Socket>, SEND_BATCH> = ArrayVec::new();
+            for &key in keys {
+                let Some(slot) = self.conns.get(key) else {
+                    continue;
+                };
+                let Some(queue) = slot.conn.sendable() else {
+                    continue;
+                };
+                batch.push(key);
+                ops.push(SendOp {
+                    socket: slot.socket,
+                    slices: queue.slices().take(SLICES_MAX).collect(),
+                    result: Ok(0),
+                });
+            }
+            self.backend.send_many(&mut ops);
+            // Where they are: to move them is to move all the room there is for slices.
+            let take = |op: &mut SendOp<'_, B::Socket>| {
+                let result = mem::replace(&mut op.result, Ok(0));
+                (op.len(), result)
             };
-            let Some(queue) = slot.conn.sendable() else {
-                continue;
-            };
-            batch.push(key);
-            ops.push(SendOp {
-                socket: slot.socket,
-                slices: queue.slices().take(SLICES_MAX).collect(),
-                result: Ok(0),
-            });
-        }
-        self.backend.send_many(&mut ops);
-        let results: ArrayVec<(usize, io::Result<usize>), SEND_BATCH> =
-            ops.into_iter().map(|op| (op.len(), op.result)).collect();
+            ops.iter_mut().map(take).collect()
+        };
         for (key, (len, result)) in batch.into_iter().zip(results) {
             self.handle_sent(key, len, result);
         }
