@@ -157,6 +157,8 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
     fn close(&mut self, output: Output<'_, H::Data>, closed: &Closed<'_>) {
         let (handler, mut context) = self.split(output);
         handler.on_close(&mut context, closed);
+        // Here, and not when the socket is closed: nothing can be sent any more.
+        self.local.pubsub.unsubscribe_all(self.subscriptions);
     }
 
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {

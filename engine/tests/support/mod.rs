@@ -1060,12 +1060,18 @@ impl Link {
 
     /// The next frame, none at the end of the stream.
     pub fn next_frame(&mut self) -> Option<Received> {
+        let (fin, frame) = self.next_fragment()?;
+        assert!(fin, "a server fragmented");
+        Some(frame)
+    }
+
+    /// The next frame, and whether its message ends with it.
+    pub fn next_fragment(&mut self) -> Option<(bool, Received)> {
         loop {
             let decoded = FrameHeader::decode(&self.received).expect("a legal frame");
             if let Some((header, header_len)) = decoded {
                 assert_eq!(header.mask_key.is_some(), self.is_server, "masked or not");
                 assert!(!header.rsv1, "a server compressed without being asked");
-                assert!(header.fin, "a server fragmented");
                 let len = header_len + header.payload_len as usize;
                 if self.received.len() >= len {
                     let mut frame: Vec<u8> = self.received.drain(..len).collect();
@@ -1073,10 +1079,11 @@ impl Link {
                         self.mask_keys.push(key);
                         sockeye::protocol::mask(&mut frame[header_len..], key);
                     }
-                    return Some(Received {
+                    let received = Received {
                         opcode: header.opcode,
                         payload: frame[header_len..].to_vec(),
-                    });
+                    };
+                    return Some((header.fin, received));
                 }
             }
             if !self.fill() {
@@ -1132,6 +1139,16 @@ impl Link {
         if self.is_server {
             self.shutdown();
         }
+        assert_eq!(self.next_frame(), None, "behind a Close frame");
+    }
+
+    /// A Close frame with this code, which is answered, then a FIN.
+    #[track_caller]
+    pub fn expect_close_answered(&mut self, code: u16) {
+        let got = self.next_frame().expect("a Close frame");
+        assert_eq!(got.opcode, Opcode::Close, "{got:?}");
+        assert_eq!(got.payload[..2], code.to_be_bytes(), "{got:?}");
+        self.send_frame(Opcode::Close, &code.to_be_bytes());
         assert_eq!(self.next_frame(), None, "behind a Close frame");
     }
 
