@@ -9,11 +9,11 @@ use sockeye::Context;
 use sockeye::Handler;
 use sockeye::Limits;
 use sockeye::Message;
+use sockeye::OpeningHandshake;
 use sockeye::Request;
 use sockeye::Response;
 use sockeye::Server;
 use sockeye::Upgrade;
-use sockeye::UpgradeRequest;
 use sockeye_examples::Cli;
 
 const PAGE: &str = include_str!("chat.html");
@@ -40,7 +40,7 @@ impl Handler for Chat {
         }
     }
 
-    fn on_upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<Guest> {
+    fn on_upgrade(&mut self, request: &mut OpeningHandshake<'_>) -> Upgrade<Guest> {
         if request.request().path() != "/chat" {
             return Upgrade::reject(Response::text(404));
         }

@@ -23,6 +23,9 @@ pub enum ConfigError {
     /// A limit out of range.
     #[error("limit out of range: {0}")]
     Limit(&'static str),
+    /// No address, and no network.
+    #[error("not a network: {0:?} (wanted 10.0.0.0/8 or an address)")]
+    Network(String),
     /// No pattern of origins.
     #[error("not a pattern of origins: {0:?} (wanted [SCHEME://][*.]HOST[:PORT])")]
     Origin(String),

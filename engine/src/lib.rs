@@ -104,6 +104,7 @@ mod with_std {
     pub use crate::config::OriginFn;
     pub use crate::config::OriginPolicy;
     pub use crate::config::OutputPolicy;
+    pub use crate::config::Proxies;
     pub use crate::config::Route;
     pub use crate::config::Victims;
     pub use crate::conn::Chunk;
@@ -128,7 +129,9 @@ mod with_std {
     pub use crate::worker::ConnId;
     pub use crate::worker::ConnectError;
     pub use crate::worker::Context;
+    pub use crate::worker::Deferred;
     pub use crate::worker::Handler;
+    pub use crate::worker::OpeningHandshake;
     pub use crate::worker::PostError;
     pub use crate::worker::Remote;
     pub use crate::worker::Thread;

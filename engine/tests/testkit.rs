@@ -9,10 +9,10 @@ use sockeye::Connect;
 use sockeye::Context;
 use sockeye::Handler;
 use sockeye::Message;
+use sockeye::OpeningHandshake;
 use sockeye::Response;
 use sockeye::Route;
 use sockeye::Upgrade;
-use sockeye::UpgradeRequest;
 use sockeye::client;
 use sockeye::client::Error;
 use sockeye::protocol::Role;
@@ -29,7 +29,7 @@ impl Handler for Broker {
     /// The connection that a made one answers to.
     type Data = Option<sockeye::ConnId>;
 
-    fn on_upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<Self::Data> {
+    fn on_upgrade(&mut self, request: &mut OpeningHandshake<'_>) -> Upgrade<Self::Data> {
         if request.request().path() == "/forbidden" {
             return Upgrade::reject(Response::text(403));
         }

@@ -63,6 +63,10 @@ pub struct Limits {
 /// Output beyond the limit that only Close and Pong frames may use.
 pub const CONTROL_RESERVE: usize = 1024;
 
+/// Requests of a thread whose answers may be deferred at once, if nothing else is said: each
+/// holds its head, 8 KiB at most.
+pub const DEFERRED_MAX: usize = 1024;
+
 /// Memory of a thread for output that peers have not taken, if nothing else is said: 256 MiB,
 /// four thousand peers that have stopped reading at the default limit.
 pub const OUTPUT_BUDGET: usize = 256 << 20;

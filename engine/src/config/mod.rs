@@ -2,11 +2,15 @@
 //! Limits, routes, and their validation. `docs/LIMITS.md` has the reason for each default.
 
 mod limits;
+mod proxy;
 mod route;
 
 pub use limits::CONTROL_RESERVE;
+pub use limits::DEFERRED_MAX;
 pub use limits::Limits;
 pub use limits::OUTPUT_BUDGET;
+pub(crate) use proxy::ClientSource;
+pub use proxy::Proxies;
 pub use route::OriginFn;
 pub use route::OriginPolicy;
 pub use route::OutputPolicy;

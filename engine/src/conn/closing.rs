@@ -144,7 +144,11 @@ impl<D> Conn<D> {
     /// The deadline that ran has expired.
     pub fn handle_deadline(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         match self.state.phase {
-            Phase::Handshake => self.fail_open(OpenError::TimedOut, env, sink),
+            Phase::Handshake => {
+                if !self.give_deferral_up(env) {
+                    self.fail_open(OpenError::TimedOut, env, sink);
+                }
+            }
             Phase::Lingering => self.state.phase = Phase::Closed,
             Phase::Open => self.handle_silence(env, sink),
             Phase::CloseSent => {

@@ -88,3 +88,40 @@ impl RateBudget {
         Ok(())
     }
 }
+
+/// How many connections may be accepted now: a bucket that holds one second's worth and fills
+/// with time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AcceptBudget {
+    /// In a second; zero is no limit.
+    rate: u32,
+    /// In millionths.
+    left: u64,
+    filled: Duration,
+}
+
+impl AcceptBudget {
+    /// A full bucket.
+    pub fn new(rate: u32) -> Self {
+        Self {
+            rate,
+            left: u64::from(rate) * MILLION,
+            filled: Duration::ZERO,
+        }
+    }
+
+    /// Takes one, if there is one.
+    pub fn take(&mut self, now: Duration) -> bool {
+        if self.rate == 0 {
+            return true;
+        }
+        let rate = u64::from(self.rate);
+        let elapsed = now.saturating_sub(self.filled).as_micros();
+        let elapsed = u64::try_from(elapsed).map_or(MILLION, |micros| micros.min(MILLION));
+        self.left = (self.left + rate * elapsed).min(rate * MILLION);
+        self.filled = now;
+        let left = self.left.checked_sub(MILLION);
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+}

@@ -1,4 +1,6 @@
 use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::protocol::CloseCode;
@@ -23,6 +25,12 @@ pub(super) struct Extra {
     pub(super) begun: Option<Begun>,
     /// Pings that have not been answered.
     pub(super) pings: Pings,
+    /// Where the connection comes from, if that had to be asked.
+    pub(super) peer: Option<IpAddr>,
+    /// For whom a proxy has made it.
+    pub(super) client: Option<SocketAddr>,
+    /// The request head, while its answer is deferred.
+    pub(super) head: Option<Box<[u8]>>,
     /// What the peer may send now, if there is a limit for it.
     pub(super) rate: RateBudget,
 }

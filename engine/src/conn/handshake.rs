@@ -19,6 +19,8 @@ use super::Env;
 use super::Phase;
 use super::Sink;
 use super::upgrade::Answer;
+use super::upgrade::DeferredAnswer;
+use super::upgrade::Opening;
 
 /// What a request line has besides its target, and then some.
 const REQUEST_LINE_REST: usize = 64;
@@ -111,6 +113,8 @@ impl<D> Conn<D> {
     ) {
         if matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
             self.receive_frames(frames, env, sink);
+        } else if self.state.deferred && !frames.is_empty() {
+            self.partial(env).tail.extend_from_slice(frames);
         }
     }
 
@@ -142,12 +146,23 @@ impl<D> Conn<D> {
             allowed.then_some(upgrade).ok_or(HandshakeError::Origin)
         });
         match checked {
-            Ok(upgrade) => self.answer_upgrade(&upgrade, env, sink),
+            Ok(upgrade) => {
+                self.take_forwarded(&request, env);
+                let answer = {
+                    let opening = self.opening(&upgrade, env);
+                    sink.upgrade(&opening).answer
+                };
+                if matches!(answer, Answer::Defer) {
+                    return self.defer(head, env);
+                }
+                self.answer_upgrade(&upgrade, answer, env, sink);
+            }
             Err(error) => self.respond(refusal(error), false, env),
         }
     }
 
     fn answer_http(&mut self, request: &Request<'_>, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.take_forwarded(request, env);
         let head_only = request.method() == "HEAD";
         let has_body = request.header("Transfer-Encoding").is_some()
             || request
@@ -164,19 +179,101 @@ impl<D> Conn<D> {
         self.respond(response, head_only, env);
     }
 
-    fn answer_upgrade(
+    /// A request, and what is known of it.
+    fn opening<'a>(&self, request: &'a UpgradeRequest<'a>, env: &'a Env) -> Opening<'a> {
+        let route = env.route(self.state.route).route.pattern();
+        let found = route.and_then(|_| env.router.at(request.request().path()).ok());
+        Opening {
+            request,
+            route,
+            params: found.map(|found| found.params),
+            client: self.state.extra.as_ref().and_then(|extra| extra.client),
+        }
+    }
+
+    /// Keeps the request until its answer comes; nothing is read meanwhile.
+    fn defer(&mut self, head: &[u8], env: &mut Env) {
+        if env.deferred >= env.deferred_max {
+            return self.respond(Response::text(503), false, env);
+        }
+        env.deferred += 1;
+        self.state.deferred = true;
+        self.state.parked = true;
+        self.state.extra_mut().head = Some(head.into());
+    }
+
+    /// Takes the answer to a request, which has been deferred.
+    pub fn answer_deferred(
         &mut self,
-        request: &UpgradeRequest<'_>,
+        answer: DeferredAnswer,
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) {
-        let (data, wanted, headers) = match sink.upgrade(request).answer {
+        if !self.end_deferral(env) {
+            return;
+        }
+        let head = self.state.extra_mut().head.take().unwrap_or_default();
+        let value = match answer {
+            DeferredAnswer::Reject(response) => return self.respond(*response, false, env),
+            DeferredAnswer::Value(value) => value,
+        };
+        let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
+        let request = Request::parse(&head, &mut storage).ok();
+        let Some(upgrade) = request.and_then(|request| UpgradeRequest::check(request).ok()) else {
+            unreachable!("the head was checked before");
+        };
+        let answer = {
+            let opening = self.opening(&upgrade, env);
+            sink.deferred(&opening, value).answer
+        };
+        if matches!(answer, Answer::Defer) {
+            return self.defer(&head, env);
+        }
+        self.answer_upgrade(&upgrade, answer, env, sink);
+        // What came along with the request.
+        if let Some(partial) = &mut self.partial {
+            let mut early = mem::take(&mut partial.tail);
+            self.release_partial(env);
+            self.receive_early(&mut early, env, sink);
+            env.pool.put(early);
+        }
+    }
+
+    /// Goes on reading; says whether an answer was owed.
+    fn end_deferral(&mut self, env: &mut Env) -> bool {
+        if !mem::take(&mut self.state.deferred) {
+            return false;
+        }
+        env.deferred -= 1;
+        self.state.parked = false;
+        self.state.phase == Phase::Handshake
+    }
+
+    /// The time for a deferred answer is over; false if there is none.
+    pub(super) fn give_deferral_up(&mut self, env: &mut Env) -> bool {
+        let owed = self.end_deferral(env);
+        if owed {
+            self.clear_partial(env);
+            self.respond(Response::text(503), false, env);
+        }
+        owed
+    }
+
+    fn answer_upgrade(
+        &mut self,
+        request: &UpgradeRequest<'_>,
+        answer: Answer<D>,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        let (data, wanted, headers) = match answer {
             Answer::Accept {
                 data,
                 subprotocol,
                 headers,
             } => (data, subprotocol, headers),
             Answer::Reject(response) => return self.respond(response, false, env),
+            Answer::Defer => unreachable!("it has been looked for"),
         };
         // RFC 6455 §4.2.2: one that the client has offered, or none.
         let is_offered = |name: &str| request.subprotocols().any(|offer| offer == name);

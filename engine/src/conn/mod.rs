@@ -32,6 +32,7 @@ mod outcome;
 mod output;
 mod pause;
 mod prepared;
+mod proxy;
 mod secure;
 mod upgrade;
 mod writer;
@@ -39,6 +40,7 @@ mod writer;
 pub use chunk::Chunk;
 use chunk::Held;
 pub use connect::ClientHandshake;
+pub use control::AcceptBudget;
 pub use control::ControlBudget;
 use control::RateBudget;
 use extra::Extra;
@@ -55,17 +57,23 @@ pub use output::Output;
 pub use output::SendOptions;
 pub use output::SendResult;
 pub use prepared::Prepared;
+pub use proxy::counted_address;
+pub use upgrade::DeferredAnswer;
+pub use upgrade::Opening;
 pub use upgrade::Upgrade;
 pub use writer::Flush;
 pub use writer::MessageWriter;
 
+use std::any::Any;
 use std::mem;
 use std::time::Duration;
 
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
+use crate::config::DEFERRED_MAX;
 use crate::config::Limits;
 use crate::config::OUTPUT_BUDGET;
+use crate::config::Proxies;
 use crate::config::Route;
 use crate::config::Victims;
 use crate::http1::Request;
@@ -76,7 +84,6 @@ use crate::protocol::Message;
 use crate::protocol::Role;
 use crate::protocol::TAIL_LEN_MAX;
 use crate::protocol::handshake::ExpectedResponse;
-use crate::protocol::handshake::UpgradeRequest;
 use crate::random::Random;
 use crate::random::Seed;
 use crate::timer::ticks;
@@ -92,7 +99,9 @@ const _: () = assert!(TAIL_LEN_MAX <= HEADROOM);
 /// Where a connection delivers: the user's handler, through the worker.
 pub trait Sink<D> {
     /// A valid request for a WebSocket.
-    fn upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<D>;
+    fn upgrade(&mut self, opening: &Opening<'_>) -> Upgrade<D>;
+    /// The request whose answer was deferred, and the value that came for it.
+    fn deferred(&mut self, opening: &Opening<'_>, value: Box<dyn Any + Send>) -> Upgrade<D>;
     /// Any other request.
     fn http(&mut self, request: &Request<'_>) -> Response;
     /// The connection is open.
@@ -140,6 +149,14 @@ pub struct Env {
     pub held_len_max: usize,
     /// Whose connections are closed when it is used up.
     pub victims: Victims,
+    /// Proxies in front of the server.
+    pub proxies: Option<Proxies>,
+    /// Requests whose answers are deferred.
+    deferred: usize,
+    /// The most of them.
+    pub deferred_max: usize,
+    /// Connections that may be accepted in a second; zero is no limit.
+    pub accept_rate_max: u32,
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     partials: Vec<Box<Partial>>,
     /// What was decrypted of one receive.
@@ -194,6 +211,10 @@ impl Env {
             held_len: 0,
             held_len_max: OUTPUT_BUDGET,
             victims: Victims::default(),
+            proxies: None,
+            deferred: 0,
+            deferred_max: DEFERRED_MAX,
+            accept_rate_max: 0,
             partials: Vec::new(),
             plain: Vec::new(),
             scratch: Vec::new(),
@@ -334,6 +355,10 @@ pub(crate) struct State {
     ping_sent: bool,
     /// A ping that carries the time has not been answered.
     ping_timed: bool,
+    /// A proxy's header has to come first.
+    proxy_owed: bool,
+    /// The request has been taken, and its answer deferred.
+    deferred: bool,
     /// The handler has said who it is.
     promoted: bool,
     /// It was open: it ends with Close frames.
@@ -395,6 +420,8 @@ impl<D> Conn<D> {
                 output_ended: false,
                 ping_sent: false,
                 ping_timed: false,
+                proxy_owed: false,
+                deferred: false,
                 promoted: false,
                 was_open: false,
                 owes_close: false,
@@ -413,7 +440,9 @@ impl<D> Conn<D> {
         self.state.silence_s = 0;
         self.state.ping_sent = false;
         let end = HEADROOM + len;
-        if self.state.tls.is_some() {
+        if self.state.proxy_owed {
+            self.receive_proxy_header(slot, len, env, sink);
+        } else if self.state.tls.is_some() {
             self.receive_tls(&mut slot[HEADROOM..end], env, sink);
         } else {
             self.receive_plain(&mut slot[..end], env, sink);
@@ -534,6 +563,7 @@ impl<D> Conn<D> {
     /// Takes the connection apart: buffers go back.
     pub fn release(mut self, env: &mut Env) {
         env.held_len -= self.state.held_len as usize;
+        env.deferred -= usize::from(self.state.deferred);
         if let Some(mut queue) = self.state.queue.take() {
             queue.clear(&mut env.pool);
             env.pool.put_queue(queue);

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buffer::FrameSpan;
@@ -180,6 +181,11 @@ impl<D> Output<'_, D> {
     /// Whether messages can be sent.
     pub fn is_open(&self) -> bool {
         self.state.phase == Phase::Open
+    }
+
+    /// For whom a proxy has made it.
+    pub fn client(&self) -> Option<SocketAddr> {
+        self.state.extra.as_ref().and_then(|extra| extra.client)
     }
 
     /// The pattern of its route.

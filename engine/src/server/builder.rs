@@ -3,10 +3,12 @@ use std::iter;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::config::DEFERRED_MAX;
 use crate::config::Limits;
 use crate::config::OUTPUT_BUDGET;
 use crate::config::OriginPolicy;
 use crate::config::OutputPolicy;
+use crate::config::Proxies;
 use crate::config::Route;
 use crate::config::Victims;
 use crate::conn::Closed;
@@ -89,6 +91,10 @@ pub(super) struct Settings {
     pub(super) direct_descriptors: Option<bool>,
     pub(super) output_budget: Option<usize>,
     pub(super) victims: Victims,
+    pub(super) proxies: Option<Proxies>,
+    pub(super) deferred_max: Option<usize>,
+    pub(super) per_address_max: Option<u32>,
+    pub(super) accept_rate_max: u32,
     /// By listener, once they are bound.
     pub(super) tls: Vec<Option<ServerTls>>,
     addresses: Vec<(std::result::Result<Address, String>, Option<ServerTls>)>,
@@ -276,6 +282,9 @@ impl Settings {
         env.tls.clone_from(&self.tls);
         env.held_len_max = self.output_budget.unwrap_or(OUTPUT_BUDGET);
         env.victims = self.victims;
+        env.proxies.clone_from(&self.proxies);
+        env.deferred_max = self.deferred_max.unwrap_or(DEFERRED_MAX);
+        env.accept_rate_max = self.accept_rate_max;
         Ok(env)
     }
 
@@ -379,6 +388,37 @@ impl<M: MakeHandler> Builder<M> {
     /// descriptors, io_uring holds them in tables of its own.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.settings.connections_max = Some(connections);
+        self
+    }
+
+    /// Proxies in front of the server, whose word on their clients' addresses is believed
+    /// ([`Context::client_addr`]).
+    pub fn proxies(mut self, proxies: Proxies) -> Self {
+        self.settings.proxies = Some(proxies);
+        self
+    }
+
+    /// The most requests of a thread whose answers are put off at once
+    /// ([`OpeningHandshake::defer`](crate::OpeningHandshake::defer)); further ones are answered
+    /// with 503. Default 1,024.
+    pub fn deferred_max(mut self, requests: usize) -> Self {
+        self.settings.deferred_max = Some(requests);
+        self
+    }
+
+    /// The most connections at once of one IPv4 address, or of one IPv6 network of 64 bits, on
+    /// all threads; further ones are closed at once, and counted. Those of
+    /// [`proxies`](Self::proxies) are not limited. No limit by default: many people may be
+    /// behind one address.
+    pub fn connections_per_address_max(mut self, connections: u32) -> Self {
+        self.settings.per_address_max = Some(connections);
+        self
+    }
+
+    /// The most connections that a thread accepts in a second, and as many at once; further ones
+    /// are closed at once, and counted. No limit by default.
+    pub fn accept_rate_max(mut self, connections: u32) -> Self {
+        self.settings.accept_rate_max = connections;
         self
     }
 

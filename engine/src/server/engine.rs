@@ -115,7 +115,10 @@ impl<H: Handler> Engine<H> {
         let (mechanism, description) = super::choose(&server.settings)?;
         log::info!("{description}");
         let remote = Remote::new(1);
-        let shared = Arc::new(Shared::new(server.settings.connections_max));
+        let shared = Arc::new(
+            Shared::new(server.settings.connections_max)
+                .per_address(server.settings.per_address_max),
+        );
         let env = server.settings.env()?;
         let handler = server.make.make(0);
         let listeners = server.listeners.into_iter().next().unwrap_or_default();

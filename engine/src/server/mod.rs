@@ -80,7 +80,9 @@ impl<M: MakeHandler> Server<M> {
         log::info!("{description}");
         let threads = self.listeners.len();
         let remote = Remote::new(threads);
-        let shared = Arc::new(Shared::new(self.settings.connections_max));
+        let shared = Arc::new(
+            Shared::new(self.settings.connections_max).per_address(self.settings.per_address_max),
+        );
         let make = Arc::new(self.make);
         let settings = Arc::new(self.settings);
         let (started, starts) = mpsc::channel();

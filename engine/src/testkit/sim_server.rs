@@ -3,7 +3,9 @@ use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::DEFERRED_MAX;
 use crate::config::OUTPUT_BUDGET;
+use crate::config::Proxies;
 use crate::config::Route;
 use crate::config::Victims;
 use crate::conn::Env;
@@ -43,6 +45,14 @@ pub struct SimSettings {
     pub output_budget: usize,
     /// Whose connections are closed when it is used up.
     pub victims: Victims,
+    /// Proxies in front of it.
+    pub proxies: Option<Proxies>,
+    /// The most requests whose answers are put off.
+    pub deferred_max: usize,
+    /// The most connections of one address.
+    pub per_address_max: Option<u32>,
+    /// The most connections accepted in a second; zero is no limit.
+    pub accept_rate_max: u32,
     /// Where chance begins.
     pub seed: u64,
     /// What goes wrong.
@@ -58,6 +68,10 @@ impl Default for SimSettings {
             connections_max: usize::MAX,
             output_budget: OUTPUT_BUDGET,
             victims: Victims::default(),
+            proxies: None,
+            deferred_max: DEFERRED_MAX,
+            per_address_max: None,
+            accept_rate_max: 0,
             seed: 0,
             faults: Faults::default(),
         }
@@ -70,7 +84,9 @@ impl<H: Handler> SimServer<H> {
         settings.base.validate().expect("valid limits");
         let net = SimNet::new(settings.seed, settings.faults);
         let remote = Remote::new(1);
-        let shared = Arc::new(Shared::new(Some(settings.connections_max)));
+        let shared = Arc::new(
+            Shared::new(Some(settings.connections_max)).per_address(settings.per_address_max),
+        );
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&settings.seed.to_le_bytes());
         let routes = settings.routes.into_iter();
@@ -79,6 +95,9 @@ impl<H: Handler> SimServer<H> {
         let mut env = Env::new(routes.collect(), seed);
         env.held_len_max = settings.output_budget;
         env.victims = settings.victims;
+        env.proxies = settings.proxies;
+        env.deferred_max = settings.deferred_max;
+        env.accept_rate_max = settings.accept_rate_max;
         env.tls = vec![settings.tls];
         // There is no CPU to spin on.
         let spin = Spin::new(1, 0);

@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use crate::conn;
 use crate::conn::Conn;
 use crate::connect::Connect;
 use crate::error::ConfigError;
 use crate::pubsub::Subscriptions;
 use crate::reactor::Backend;
+use crate::reactor::PeerAddr;
 use crate::reactor::Token;
 use crate::slab::Key;
 use crate::tls::Session;
@@ -26,14 +28,28 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             _ => Ok(None),
         };
         let tls = match tls {
-            Ok(tls) if self.stop_at.is_none() && self.shared.claim() => tls,
+            Ok(tls) if self.may_accept() && self.shared.claim() => tls,
             Ok(_) => return self.refuse(socket),
             Err(error) => {
                 log::warn!("a connection is refused: {error}");
                 return self.refuse(socket);
             }
         };
-        let key = self.add(socket, Conn::accept(tls, &self.env));
+        let mut conn = Conn::accept(tls, &self.env);
+        if self.env.proxies.is_some() || self.shared.addresses.is_some() {
+            let peer = match self.backend.peer_addr(socket) {
+                Ok(PeerAddr::Ip(address)) => Some(address.ip()),
+                Ok(PeerAddr::Unix) | Err(_) => None,
+            };
+            let proxies = self.env.proxies.as_ref();
+            let counted = peer.and_then(|peer| conn::counted_address(peer, proxies));
+            if counted.is_some_and(|address| !self.shared.claim_address(address)) {
+                self.shared.release();
+                return self.refuse(socket);
+            }
+            conn.set_peer(peer, &self.env);
+        }
+        let key = self.add(socket, conn);
         match self.backend.register(socket, Token::new(key)) {
             Ok(()) => self.after(key, false),
             Err(error) => {
@@ -43,6 +59,11 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 self.lose(key, error);
             }
         }
+    }
+
+    /// Whether a connection may be accepted now.
+    fn may_accept(&mut self) -> bool {
+        self.stop_at.is_none() && self.accepts.take(self.now)
     }
 
     fn refuse(&mut self, socket: B::Socket) {

@@ -1,5 +1,6 @@
 //! From a connection to the handler.
 
+use std::any::Any;
 use std::io;
 use std::slice;
 use std::time::Duration;
@@ -10,13 +11,13 @@ use crate::conn::Chunk;
 use crate::conn::Closed;
 use crate::conn::Dropped;
 use crate::conn::Flush;
+use crate::conn::Opening;
 use crate::conn::Output;
 use crate::conn::Sink;
 use crate::conn::Upgrade;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::protocol::Message;
-use crate::protocol::handshake::UpgradeRequest;
 use crate::pubsub::Subscriptions;
 use crate::reactor::Backend;
 use crate::reactor::PeerAddr;
@@ -28,6 +29,7 @@ use super::ConnId;
 use super::Context;
 use super::Handler;
 use super::Local;
+use super::OpeningHandshake;
 use super::Remote;
 use super::handler::Wire;
 
@@ -102,8 +104,24 @@ impl<B: Backend, H: Handler> Delivery<'_, B, H> {
 }
 
 impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
-    fn upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<H::Data> {
-        self.handler.on_upgrade(request)
+    fn upgrade(&mut self, opening: &Opening<'_>) -> Upgrade<H::Data> {
+        let mut request = OpeningHandshake {
+            opening,
+            wire: &mut self.wire,
+            remote: self.remote,
+            id: self.id,
+        };
+        self.handler.on_upgrade(&mut request)
+    }
+
+    fn deferred(&mut self, opening: &Opening<'_>, value: Box<dyn Any + Send>) -> Upgrade<H::Data> {
+        let mut request = OpeningHandshake {
+            opening,
+            wire: &mut self.wire,
+            remote: self.remote,
+            id: self.id,
+        };
+        self.handler.on_deferred(&mut request, value)
     }
 
     fn http(&mut self, request: &Request<'_>) -> Response {

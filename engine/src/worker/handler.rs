@@ -23,11 +23,11 @@ use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
 use crate::protocol::Message;
 use crate::protocol::Role;
-use crate::protocol::handshake::UpgradeRequest;
 use crate::pubsub::Subscriptions;
 use crate::reactor::PeerAddr;
 use crate::slab::Key;
 
+use super::OpeningHandshake;
 use super::PostError;
 use super::Remote;
 use super::Thread;
@@ -65,8 +65,19 @@ pub trait Handler {
     type Data: Default;
 
     /// A valid request for a WebSocket, of an allowed origin.
-    fn on_upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<Self::Data> {
+    fn on_upgrade(&mut self, request: &mut OpeningHandshake<'_>) -> Upgrade<Self::Data> {
         let _ = request;
+        Upgrade::accept(Self::Data::default())
+    }
+
+    /// The value that has come for a request whose answer was put off
+    /// ([`OpeningHandshake::defer`]).
+    fn on_deferred(
+        &mut self,
+        request: &mut OpeningHandshake<'_>,
+        value: Box<dyn Any + Send>,
+    ) -> Upgrade<Self::Data> {
+        let _ = (request, value);
         Upgrade::accept(Self::Data::default())
     }
 
@@ -420,6 +431,18 @@ impl<D> Context<'_, D> {
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
         self.output.tls()
+    }
+
+    /// For whom the connection was made: what a trusted proxy says
+    /// ([`Builder::proxies`](crate::Builder::proxies)), else the other end.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn client_addr(&mut self) -> io::Result<PeerAddr> {
+        match self.output.client() {
+            Some(client) => Ok(PeerAddr::Ip(client)),
+            None => self.peer_addr(),
+        }
     }
 
     /// The other end, as the kernel has it: a proxy, if there is one. Takes a system call.

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use crossbeam_queue::SegQueue;
 
 use crate::config::OutputPolicy;
+use crate::conn::DeferredAnswer;
 use crate::conn::Prepared;
 use crate::conn::SendOptions;
 use crate::connect::Connect;
@@ -40,6 +41,8 @@ pub(super) enum Command {
     PostTo(Key, Value),
     /// A value for the handler.
     Post(Value),
+    /// The answer to a request.
+    Deferred(Key, DeferredAnswer),
     /// Pauses the reading of one connection, or resumes it.
     Pause(Key, bool),
     /// The end of one connection, without a Close frame.
@@ -277,6 +280,14 @@ impl Remote {
             }
         }
         result
+    }
+
+    /// Gives a deferred answer; there is at most one for each connection, so there is room.
+    pub(super) fn answer_deferred(&self, id: ConnId, answer: DeferredAnswer) {
+        if let Some(mailbox) = self.mailboxes.get(usize::from(id.worker)) {
+            // A server that has stopped answers nobody.
+            let _ = mailbox.post(Command::Deferred(id.key, answer), usize::MAX);
+        }
     }
 
     /// Subscribers of a topic, of all threads, at this moment.

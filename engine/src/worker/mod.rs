@@ -15,6 +15,7 @@ mod expiry;
 mod fanout;
 mod handler;
 mod mailbox;
+mod opening;
 mod thread;
 
 pub use handler::ConnId;
@@ -26,24 +27,33 @@ pub use mailbox::ConnectError;
 pub use mailbox::MAILBOX_LEN_MAX;
 pub use mailbox::PostError;
 pub use mailbox::Remote;
+pub use opening::Deferred;
+pub use opening::OpeningHandshake;
 use thread::Alarm;
 use thread::Local;
 use thread::Published;
 pub use thread::Thread;
 pub use thread::TimerId;
 
+use std::collections::HashMap;
 use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::mem;
+use std::net::IpAddr;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
+use crate::conn;
+use crate::conn::AcceptBudget;
 use crate::conn::Conn;
 use crate::conn::Deadline;
 use crate::conn::Env;
@@ -99,6 +109,14 @@ pub struct Shared {
     connections: AtomicUsize,
     /// The most of them.
     connections_max: usize,
+    addresses: Option<Addresses>,
+}
+
+/// How many connections each address has.
+#[derive(Debug)]
+struct Addresses {
+    counts: Mutex<HashMap<IpAddr, u32>>,
+    most: u32,
 }
 
 impl Shared {
@@ -107,6 +125,49 @@ impl Shared {
         Self {
             connections: AtomicUsize::new(0),
             connections_max: connections_max.unwrap_or(usize::MAX),
+            addresses: None,
+        }
+    }
+
+    /// Allows no more than `most` connections of one address.
+    #[must_use]
+    pub fn per_address(mut self, most: Option<u32>) -> Self {
+        self.addresses = most.map(|most| Addresses {
+            counts: Mutex::default(),
+            most,
+        });
+        self
+    }
+
+    /// Counts one more connection of an address, if there may be one.
+    fn claim_address(&self, address: IpAddr) -> bool {
+        let Some(addresses) = &self.addresses else {
+            return true;
+        };
+        // Nothing panics while it is held.
+        let mut counts = addresses
+            .counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(address).or_default();
+        let free = *count < addresses.most;
+        *count += u32::from(free);
+        free
+    }
+
+    /// Counts one connection of an address less.
+    fn release_address(&self, address: IpAddr) {
+        if let Some(addresses) = &self.addresses {
+            let mut counts = addresses
+                .counts
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Entry::Occupied(mut entry) = counts.entry(address) {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                }
+            }
         }
     }
 
@@ -198,6 +259,8 @@ pub struct Worker<B: Backend, H: Handler> {
     shared: Arc<Shared>,
     spin: Spin,
     now: Duration,
+    /// Connections that may be accepted now.
+    accepts: AcceptBudget,
     /// Accepting rests until then.
     accept_at: Option<Duration>,
     /// The worker is to end, at the latest then.
@@ -219,6 +282,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         remote.mailbox(number).start(backend.waker());
         // What one batch of receives can be answered with.
         env.pool.warm(RECV_BATCH_MAX);
+        let accepts = AcceptBudget::new(env.accept_rate_max);
         let mut worker = Self {
             now: backend.now(),
             backend,
@@ -242,6 +306,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             remote,
             shared,
             spin,
+            accepts,
             accept_at: None,
             stop_at: None,
             counters: Counters::default(),
@@ -712,6 +777,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             let pubsub = &mut self.local.pubsub;
             pubsub.unsubscribe_all(&mut slot.subscriptions);
         }
+        if self.shared.addresses.is_some()
+            && let Some(peer) = slot.conn.peer()
+            && let Some(address) = conn::counted_address(peer, self.env.proxies.as_ref())
+        {
+            self.shared.release_address(address);
+        }
         slot.conn.release(&mut self.env);
         self.backend.close(slot.socket, Some(Token::new(key)));
         self.silence.clear(key.index);
@@ -750,6 +821,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 }
                 Command::Post(value) => {
                     self.call_thread(|handler, thread| handler.on_remote(thread, value));
+                }
+                Command::Deferred(key, answer) => {
+                    self.deliver(key, |conn, env, sink| {
+                        conn.answer_deferred(answer, env, sink);
+                    });
+                    self.after(key, false);
                 }
                 Command::Pause(key, pause) => self.call(key, |_, conn| match pause {
                     true => conn.pause(),

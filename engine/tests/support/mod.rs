@@ -34,6 +34,8 @@ use sockeye::Handler;
 use sockeye::Initiator;
 use sockeye::Limits;
 use sockeye::Message;
+use sockeye::OpeningHandshake;
+use sockeye::Proxies;
 use sockeye::Remote;
 use sockeye::Request;
 use sockeye::Response;
@@ -42,7 +44,6 @@ use sockeye::Server;
 use sockeye::Thread;
 use sockeye::Timeout;
 use sockeye::Upgrade;
-use sockeye::UpgradeRequest;
 use sockeye::Victims;
 use sockeye::client;
 use sockeye::protocol::FrameHeader;
@@ -209,7 +210,9 @@ pub type OnPong = Arc<dyn Fn(&mut Context<'_, Data>, Option<Duration>) + Send + 
 pub type OnTimer = Arc<dyn Fn(&mut Context<'_, Data>, u64) + Send + Sync>;
 pub type OnPost = Arc<dyn Fn(&mut Context<'_, Data>, Box<dyn Any + Send>) + Send + Sync>;
 pub type OnThread = Arc<dyn Fn(&mut Thread<'_, Data>, ThreadEvent) + Send + Sync>;
-pub type OnUpgrade = Arc<dyn Fn(&UpgradeRequest<'_>) -> Upgrade<Data> + Send + Sync>;
+pub type OnDeferred =
+    Arc<dyn Fn(&mut OpeningHandshake<'_>, Box<dyn Any + Send>) -> Upgrade<Data> + Send + Sync>;
+pub type OnUpgrade = Arc<dyn Fn(&mut OpeningHandshake<'_>) -> Upgrade<Data> + Send + Sync>;
 
 /// What a thread's callbacks get.
 pub enum ThreadEvent {
@@ -247,6 +250,7 @@ pub struct Probe {
     pub on_post: OnPost,
     pub on_thread: OnThread,
     pub on_upgrade: OnUpgrade,
+    pub on_deferred: OnDeferred,
     /// Records messages as well; off where they are many.
     pub record_messages: bool,
 }
@@ -269,6 +273,7 @@ impl Probe {
             on_post: Arc::new(|_, _| {}),
             on_thread: Arc::new(|_, _| {}),
             on_upgrade: Arc::new(|_| Upgrade::accept(Data::default())),
+            on_deferred: Arc::new(|_, _| Upgrade::accept(Data::default())),
             record_messages: true,
         }
     }
@@ -290,9 +295,17 @@ impl Probe {
 impl Handler for Probe {
     type Data = Data;
 
-    fn on_upgrade(&mut self, request: &UpgradeRequest<'_>) -> Upgrade<Data> {
+    fn on_upgrade(&mut self, request: &mut OpeningHandshake<'_>) -> Upgrade<Data> {
         self.log.push(Record::Upgrade);
         (self.on_upgrade)(request)
+    }
+
+    fn on_deferred(
+        &mut self,
+        request: &mut OpeningHandshake<'_>,
+        value: Box<dyn Any + Send>,
+    ) -> Upgrade<Data> {
+        (self.on_deferred)(request, value)
     }
 
     fn on_http(&mut self, request: &Request<'_>) -> Response {
@@ -405,6 +418,10 @@ pub struct Settings {
     pub connections_max: Option<usize>,
     pub threads: Option<usize>,
     pub output_budget: Option<(usize, Victims)>,
+    pub proxies: Option<Proxies>,
+    pub deferred_max: Option<usize>,
+    pub per_address_max: Option<u32>,
+    pub accept_rate_max: u32,
     /// TLS of its own, where there is TLS.
     pub tls: Option<sockeye::tls::ServerTls>,
 }
@@ -462,6 +479,10 @@ impl World {
                 .output_budget
                 .unwrap_or((usize::MAX, Victims::default()));
             let settings = SimSettings {
+                proxies: settings.proxies,
+                deferred_max: settings.deferred_max.unwrap_or(1024),
+                per_address_max: settings.per_address_max,
+                accept_rate_max: settings.accept_rate_max,
                 output_budget,
                 victims,
                 tls: tls.cloned(),
@@ -498,6 +519,16 @@ impl World {
         if let Some((bytes, victims)) = settings.output_budget {
             builder = builder.output_budget(bytes, victims);
         }
+        if let Some(proxies) = settings.proxies {
+            builder = builder.proxies(proxies);
+        }
+        if let Some(requests) = settings.deferred_max {
+            builder = builder.deferred_max(requests);
+        }
+        if let Some(connections) = settings.per_address_max {
+            builder = builder.connections_per_address_max(connections);
+        }
+        builder = builder.accept_rate_max(settings.accept_rate_max);
         for (pattern, route) in settings.routes {
             builder = builder.route(pattern, |_| route);
         }
@@ -566,6 +597,20 @@ impl Running {
         let raw = self.connect_raw();
         let tls = certificates::client_session("localhost").into();
         Link::new_as(raw.into_end(), Some(tls), false, true)
+    }
+
+    /// A connection that begins with these bytes, in two pieces, TLS behind them.
+    pub fn connect_behind(&self, first: &[u8], rest: &[u8]) -> Link {
+        let mut raw = self.connect_raw();
+        raw.send(first);
+        self.turn(2);
+        raw.send(rest);
+        Link::new_as(raw.into_end(), self.client_session(), false, false)
+    }
+
+    fn client_session(&self) -> Option<rustls::Connection> {
+        let session = || rustls::Connection::from(certificates::client_session("localhost"));
+        self.tls.then(session)
     }
 
     /// On the simulated network: one that holds so many bytes that the client has not read.
@@ -1023,6 +1068,20 @@ impl Link {
     pub fn read_to_end(&mut self) -> Vec<u8> {
         while self.fill() {}
         std::mem::take(&mut self.received)
+    }
+
+    /// Everything up to the end of a stream that the server may break off.
+    pub fn read_to_end_or_reset(&mut self) -> Vec<u8> {
+        if let End::Live(stream) = &mut self.end {
+            let mut bytes = Vec::new();
+            match stream.read_to_end(&mut bytes) {
+                Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                    panic!("nothing came: {error}")
+                }
+                _ => return bytes,
+            }
+        }
+        self.read_to_end()
     }
 
     /// A response head.
