@@ -130,6 +130,7 @@ mod with_std {
     pub use crate::worker::ConnectError;
     pub use crate::worker::Context;
     pub use crate::worker::Deferred;
+    pub use crate::worker::Drain;
     pub use crate::worker::Handler;
     pub use crate::worker::OpeningHandshake;
     pub use crate::worker::PostError;

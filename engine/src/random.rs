@@ -28,6 +28,11 @@ impl Random {
         self.0.next_u32().to_ne_bytes()
     }
 
+    /// Bits for a draw by lot.
+    pub fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
     /// The nonce of one opening handshake (RFC 6455 §4.1).
     pub fn nonce(&mut self) -> [u8; 16] {
         let mut nonce = [0; 16];

@@ -1,11 +1,12 @@
-//! The whole engine over a simulated network, with everything going wrong: 10,000 seeds. It
+//! The whole engine over a simulated network, with everything going wrong: 100,000 seeds. It
 //! accepts connections and makes some; every fifteenth run is over TLS.
 //!
 //! A failure names its seed; `SOCKEYE_SEED=N cargo test --test worker_sim` runs that one alone.
-//! `SOCKEYE_SEEDS=N` runs so many instead of 10,000.
+//! `SOCKEYE_SEEDS=N` runs so many instead of 100,000.
 
 mod support;
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::io::Read;
 use std::io::Write;
@@ -13,17 +14,27 @@ use std::panic;
 use std::time::Duration;
 
 use sockeye::CONTROL_RESERVE;
+use sockeye::Chunk;
 use sockeye::CloseCause;
 use sockeye::CloseCode;
 use sockeye::Closed;
 use sockeye::ConnId;
 use sockeye::Connect;
 use sockeye::Context;
+use sockeye::Deferred;
+use sockeye::Drain;
+use sockeye::Dropped;
 use sockeye::Handler;
 use sockeye::Limits;
 use sockeye::Message;
+use sockeye::OpeningHandshake;
+use sockeye::OutputPolicy;
+use sockeye::Prepared;
+use sockeye::Response;
 use sockeye::Route;
+use sockeye::SendOptions;
 use sockeye::SendResult;
+use sockeye::Upgrade;
 use sockeye::http1;
 use sockeye::protocol;
 use sockeye::protocol::FrameHeader;
@@ -36,7 +47,7 @@ use sockeye::testkit::SimSettings;
 
 use support::certificates;
 
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 100_000;
 
 /// One run in so many is over TLS: a handshake takes longer than the rest of a run.
 const TLS_EVERY: u64 = 15;
@@ -109,6 +120,12 @@ struct Seen {
     tls_messages: u64,
     outgoing: u64,
     not_opened: u64,
+    written: u64,
+    deferred: u64,
+    chunked: u64,
+    given_up: u64,
+    timers: u64,
+    evicted: u64,
 }
 
 impl Seen {
@@ -127,6 +144,12 @@ impl Seen {
         self.tls_messages += other.tls_messages;
         self.outgoing += other.outgoing;
         self.not_opened += other.not_opened;
+        self.written += other.written;
+        self.deferred += other.deferred;
+        self.chunked += other.chunked;
+        self.given_up += other.given_up;
+        self.timers += other.timers;
+        self.evicted += other.evicted;
     }
 
     fn check(&self) {
@@ -145,6 +168,12 @@ impl Seen {
             ("messages over TLS", self.tls_messages),
             ("outgoing connections", self.outgoing),
             ("outgoing connections that did not open", self.not_opened),
+            ("messages written in fragments", self.written),
+            ("answers that came later", self.deferred),
+            ("messages in chunks", self.chunked),
+            ("messages given up", self.given_up),
+            ("timers", self.timers),
+            ("connections closed for the budget", self.evicted),
         ] {
             assert!(count > 10, "hardly any {name}: {self:?}");
         }
@@ -170,12 +199,17 @@ struct Data {
     next: u32,
     opened: bool,
     outgoing: bool,
+    /// A message that comes in chunks, so far.
+    chunks: Vec<u8>,
+    paused: bool,
 }
 
 /// Does anything at any time, and checks what it is told.
 struct Chaos {
     chance: Chance,
     open: Vec<ConnId>,
+    deferred: Vec<Deferred>,
+    defers: bool,
     violations: Vec<String>,
     seen: Seen,
     outgoing_left: u32,
@@ -213,7 +247,81 @@ impl Chaos {
                 let connect = connect.tls(certificates::client_tls().clone());
                 conn.connect(connect, data).expect("it can be asked for");
             }
+            _ => self.act_more(conn),
+        }
+    }
+
+    /// What is beyond closing and sending.
+    fn act_more(&mut self, conn: &mut Context<'_, Data>) {
+        let topic = self.chance.below(3).to_string();
+        let policy = [
+            OutputPolicy::DropNewest,
+            OutputPolicy::DropOldest,
+            OutputPolicy::Conflate(1),
+            OutputPolicy::Close,
+        ][self.chance.below(4)];
+        let options = SendOptions::new().policy(policy);
+        match self.chance.below(40) {
+            0..6 => {
+                conn.subscribe(&topic);
+            }
+            6 => {
+                conn.unsubscribe(&topic);
+            }
+            7 | 8 => conn.publish(&topic, "b").expect("room"),
+            9 => conn.publish_to_others(&topic, "b").expect("room"),
+            10 => conn.publish_with(&topic, "b", &options).expect("room"),
+            11 => {
+                conn.send_with("b", &options);
+            }
+            12 => {
+                let large = Prepared::binary(vec![b'w'; 700]);
+                conn.send_prepared_with(&large, &options);
+            }
+            13 => {
+                conn.pause();
+                conn.data().paused = true;
+                conn.set_timer(Duration::from_millis(self.chance.below(500) as u64), 1);
+            }
+            14 => {
+                conn.set_timer(Duration::from_millis(self.chance.below(5_000) as u64), 0);
+            }
+            15 | 16 => self.write(conn),
+            17 if !self.open.is_empty() => {
+                let other = self.open[self.chance.below(self.open.len())];
+                let _ = match self.chance.below(4) {
+                    0 => conn.remote().terminate(other),
+                    1 => conn.remote().post_to(other, 7_u8),
+                    2 => conn.remote().resume(other),
+                    _ => conn.remote().publish(&topic, "b"),
+                };
+            }
+            18 => conn.promote(),
+            19 if !self.deferred.is_empty() => {
+                let place = self.chance.below(self.deferred.len());
+                let deferred = self.deferred.swap_remove(place);
+                match self.chance.below(4) {
+                    0 => deferred.reject(Response::text(401)),
+                    1 => drop(deferred),
+                    _ => deferred.accept(()),
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// Writes a part of a message, and ends it or not.
+    fn write(&mut self, conn: &mut Context<'_, Data>) {
+        let len = self.chance.below(3_000);
+        let finishes = self.chance.once_in(2);
+        let Ok(mut writer) = conn.writer(false) else {
+            return;
+        };
+        // What there is no room for is not written.
+        let _ = writer.write(&vec![b'w'; len]);
+        if finishes {
+            writer.finish().expect("binary messages end anywhere");
+            self.seen.written += 1;
         }
     }
 
@@ -256,6 +364,49 @@ impl Handler for Chaos {
             SendResult::Dropped(_) => {}
             SendResult::Gone => self.check(false, "gone in its own callback"),
         }
+        self.act(conn);
+    }
+
+    fn on_upgrade(&mut self, request: &mut OpeningHandshake<'_>) -> Upgrade<Data> {
+        if !self.defers || self.chance.once_in(2) {
+            return Upgrade::accept(Data::default());
+        }
+        let (upgrade, deferred) = request.defer();
+        self.deferred.push(deferred);
+        self.seen.deferred += 1;
+        upgrade
+    }
+
+    fn on_chunk(&mut self, conn: &mut Context<'_, Data>, chunk: Chunk<'_>) {
+        let begun = !conn.data().chunks.is_empty();
+        self.check(!(begun && chunk.first), "a message inside a message");
+        conn.data().chunks.extend_from_slice(chunk.payload);
+        if chunk.last {
+            self.seen.chunked += 1;
+            let whole = std::mem::take(&mut conn.data().chunks);
+            self.on_message(conn, Message::binary(&whole));
+        }
+    }
+
+    fn on_dropped(&mut self, conn: &mut Context<'_, Data>, dropped: Dropped) {
+        self.check(self.open.contains(&conn.id()), "drops told outside");
+        self.check(dropped.messages > 0, "nothing was dropped");
+        self.seen.given_up += u64::from(dropped.messages);
+        self.act(conn);
+    }
+
+    fn on_timer(&mut self, conn: &mut Context<'_, Data>, token: u64) {
+        self.check(self.open.contains(&conn.id()), "a timer outside");
+        self.seen.timers += 1;
+        if token == 1 {
+            conn.data().paused = false;
+            conn.resume();
+        }
+        self.act(conn);
+    }
+
+    fn on_post(&mut self, conn: &mut Context<'_, Data>, _: Box<dyn Any + Send>) {
+        self.check(self.open.contains(&conn.id()), "a value outside");
         self.act(conn);
     }
 
@@ -521,12 +672,17 @@ impl Client {
         let mut rest = &self.received[head_len..];
         let mut next = 0;
         let mut closed = false;
+        let mut in_message = false;
         while let Some((header, header_len)) = FrameHeader::decode(rest).expect("a legal frame") {
             let len = header_len + header.payload_len as usize;
             if rest.len() < len {
                 break;
             }
-            assert!(!closed, "a frame behind the Close frame");
+            assert!(
+                !closed,
+                "a frame behind the Close frame: {header:?} {:?}",
+                &rest[..len.min(40)]
+            );
             // RFC 6455 §5.1: a client masks, a server does not.
             assert_eq!(header.mask_key.is_some(), self.is_server);
             let mut payload = rest[header_len..len].to_vec();
@@ -536,7 +692,15 @@ impl Client {
                 Opcode::Close => closed = true,
                 Opcode::Ping => {}
                 Opcode::Pong => assert_eq!(payload, b"ping"),
-                _ if payload == b"b" => {}
+                opcode => {
+                    // RFC 6455 §5.4: nothing begins inside a message.
+                    assert_eq!(opcode == Opcode::Continuation, in_message);
+                    in_message = !header.fin;
+                }
+            }
+            match header.opcode {
+                Opcode::Close | Opcode::Ping | Opcode::Pong => {}
+                _ if payload == b"b" || payload.iter().all(|&byte| byte == b'w') => {}
                 _ => {
                     // Some may have been dropped; none is doubled, altered or out of order.
                     let found = (next..next + 20).find(|&number| is_message(payload, number));
@@ -556,9 +720,28 @@ fn run(seed: u64) -> Seen {
     limits.output_low_water = 100;
     limits.turn_len_max = [1_024, 5_000, 70_000][chance.below(3)];
     limits.message_len_max = [2_000, 64 * 1024][usize::from(!chance.once_in(4))];
+    limits.hold_len_max = [200, 70_000][chance.below(2)];
+    let mut base = Route::default()
+        .limits(limits.clone())
+        .streaming(chance.once_in(5))
+        .output_policy(
+            [
+                OutputPolicy::Refuse,
+                OutputPolicy::Refuse,
+                OutputPolicy::DropNewest,
+                OutputPolicy::DropOldest,
+                OutputPolicy::Conflate(0),
+                OutputPolicy::Close,
+            ][chance.below(6)],
+        );
+    if chance.once_in(5) {
+        base = base.promote_within(Duration::from_secs(2));
+    }
     let bound = limits.output_len_max + CONTROL_RESERVE;
     let settings = SimSettings {
-        base: Route::default().limits(limits),
+        base,
+        output_budget: [1_000, 10_000, usize::MAX][chance.below(3)],
+        deferred_max: 2,
         connections_max: if chance.once_in(4) { 2 } else { 100 },
         seed: chance.bits(),
         faults: if chance.once_in(4) {
@@ -572,6 +755,8 @@ fn run(seed: u64) -> Seen {
     let handler = Chaos {
         chance: Chance::new(chance.bits()),
         open: Vec::new(),
+        deferred: Vec::new(),
+        defers: chance.once_in(3),
         violations: Vec::new(),
         seen: Seen::default(),
         outgoing_left: 3,
@@ -620,7 +805,11 @@ fn run(seed: u64) -> Seen {
             client.read(&mut chance);
         }
     }
-    engine.shut_down();
+    if chance.once_in(2) {
+        engine.drain(Drain::new().deadline(Duration::from_secs(20)));
+    } else {
+        engine.shut_down();
+    }
     for _ in 0..200 {
         if engine.is_finished() {
             break;
@@ -654,6 +843,7 @@ fn run(seed: u64) -> Seen {
     seen.panics = counters.panics;
     seen.refused = counters.refused;
     seen.accept_rests = counters.accept_rests;
+    seen.evicted = counters.evicted;
     seen.dropped = dropped;
     if engine.connections() == 0 {
         assert_eq!(engine.handler_mut().open, [], "on_close was not called");

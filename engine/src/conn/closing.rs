@@ -25,6 +25,10 @@ impl<D> Conn<D> {
     /// The peer broke a rule: what was answered goes out, then the rule's close code.
     pub(super) fn fail(&mut self, error: ProtocolError, env: &mut Env, sink: &mut impl Sink<D>) {
         self.end_pause(env, sink);
+        if self.state.phase == Phase::Closed {
+            // Given up by a callback of what was held.
+            return;
+        }
         if self.state.phase == Phase::CloseSent {
             // RFC 6455 §5.5.1: nothing is sent behind a Close frame, not even another.
             return self.finish_close_sent(false, env, sink);
@@ -49,6 +53,9 @@ impl<D> Conn<D> {
         sink: &mut impl Sink<D>,
     ) {
         self.end_pause(env, sink);
+        if self.state.phase == Phase::Closed {
+            return;
+        }
         if self.state.phase == Phase::CloseSent {
             return self.finish_close_sent(true, env, sink);
         }
@@ -86,6 +93,7 @@ impl<D> Conn<D> {
     ) {
         self.clear_partial(env);
         self.state.phase = Phase::Lingering;
+        self.state.parked = false;
         let owed = mem::take(&mut self.state.owes_close);
         if let Some(mut data) = self.data.take().filter(|_| owed) {
             let closed = Closed {

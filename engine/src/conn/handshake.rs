@@ -136,6 +136,9 @@ impl<D> Conn<D> {
         if !handshake::is_upgrade_attempt(&request) {
             return self.answer_http(&request, env, sink);
         }
+        if env.draining {
+            return self.respond(Response::text(503), false, env);
+        }
         // A path of no route is the builder's, or nobody's.
         match env.find_route(request.path()) {
             Some(route) => self.state.route = route,
@@ -173,6 +176,8 @@ impl<D> Conn<D> {
             with_header(Response::text(405), "Allow", "GET, HEAD")
         } else if has_body || no_host {
             Response::text(400)
+        } else if env.health_path.as_deref() == Some(request.path()) {
+            Response::text(if env.draining { 503 } else { 200 })
         } else {
             sink.http(request)
         };
@@ -213,6 +218,9 @@ impl<D> Conn<D> {
             return;
         }
         let head = self.state.extra_mut().head.take().unwrap_or_default();
+        if env.draining {
+            return self.respond(Response::text(503), false, env);
+        }
         let value = match answer {
             DeferredAnswer::Reject(response) => return self.respond(*response, false, env),
             DeferredAnswer::Value(value) => value,
@@ -314,7 +322,8 @@ impl<D> Conn<D> {
         response.write_head(&mut head);
         let queue = self.push_head(head, env);
         if !head_only {
-            queue.push_shared(response.body_bytes(), &mut env.pool);
+            // No frame either.
+            queue.push_tail(response.body_bytes().clone());
         }
         self.state.phase = Phase::Lingering;
     }

@@ -151,6 +151,10 @@ pub struct Env {
     pub victims: Victims,
     /// Proxies in front of the server.
     pub proxies: Option<Proxies>,
+    /// Where it says whether the server is ready for connections.
+    pub health_path: Option<Box<str>>,
+    /// No more WebSockets are opened.
+    pub draining: bool,
     /// Requests whose answers are deferred.
     deferred: usize,
     /// The most of them.
@@ -212,6 +216,8 @@ impl Env {
             held_len_max: OUTPUT_BUDGET,
             victims: Victims::default(),
             proxies: None,
+            health_path: None,
+            draining: false,
             deferred: 0,
             deferred_max: DEFERRED_MAX,
             accept_rate_max: 0,

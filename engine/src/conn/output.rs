@@ -467,6 +467,11 @@ impl State {
 
     /// Gives up what waits for the sake of the others: the connection is closed (1013).
     pub(super) fn evict(&mut self, env: &mut Env) {
+        if !matches!(self.phase, Phase::Open | Phase::CloseSent) {
+            // An answer that its client does not read.
+            self.phase = Phase::Closed;
+            return;
+        }
         self.remove_oldest(usize::MAX, env);
         let frame = CloseFrame::new(CloseCode::TRY_AGAIN_LATER, "out of memory for output");
         self.begin_close(&frame, env);
@@ -508,6 +513,8 @@ impl State {
         if self.phase == Phase::Open {
             self.push_close(close, env);
             self.phase = Phase::CloseSent;
+            // The peer's answer has to be read.
+            self.parked = false;
             self.extra_mut().close = Some(LocalClose {
                 code: close.code,
                 reason: close.reason.into(),

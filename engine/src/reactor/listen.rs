@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::net::ToSocketAddrs;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -157,6 +158,45 @@ impl Listener {
         Self::listen(socket, Address::Unix(path.to_owned()))
     }
 
+    /// Takes a socket that listens, or is bound: one that was inherited.
+    ///
+    /// # Errors
+    /// It is no stream socket of an address that this room knows.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(fd);
+        if socket.r#type()? != Type::STREAM {
+            return Err(io::Error::other("not a stream socket"));
+        }
+        let local = socket.local_addr()?;
+        let address = match (local.as_socket(), local.as_pathname()) {
+            (Some(address), _) => {
+                socket.set_tcp_nodelay(true)?;
+                #[cfg(target_os = "linux")]
+                socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))?;
+                Address::Ip(address)
+            }
+            (None, Some(path)) => Address::Unix(path.to_owned()),
+            (None, None) => return Err(io::Error::other("not a socket that can listen here")),
+        };
+        Self::listen(socket, address)
+    }
+
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            address: self.address.clone(),
+        })
+    }
+
+    /// Its descriptor.
+    pub fn into_fd(self) -> OwnedFd {
+        self.socket.into()
+    }
+
     fn listen(socket: Socket, address: Address) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
@@ -171,10 +211,7 @@ impl Listener {
     pub fn for_another_thread(&self) -> io::Result<Self> {
         match &self.address {
             Address::Ip(address) => Self::bind_ip(*address),
-            Address::Unix(_) => Ok(Self {
-                socket: self.socket.try_clone()?,
-                address: self.address.clone(),
-            }),
+            Address::Unix(_) => self.try_clone(),
         }
     }
 

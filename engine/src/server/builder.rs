@@ -1,6 +1,9 @@
 use std::fmt;
+use std::io;
 use std::iter;
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::DEFERRED_MAX;
@@ -92,13 +95,20 @@ pub(super) struct Settings {
     pub(super) output_budget: Option<usize>,
     pub(super) victims: Victims,
     pub(super) proxies: Option<Proxies>,
+    pub(super) health_path: Option<Box<str>>,
     pub(super) deferred_max: Option<usize>,
     pub(super) per_address_max: Option<u32>,
     pub(super) accept_rate_max: u32,
     /// By listener, once they are bound.
     pub(super) tls: Vec<Option<ServerTls>>,
     addresses: Vec<(std::result::Result<Address, String>, Option<ServerTls>)>,
+    inherited: Vec<Inherited>,
+    inherited_tls: Option<ServerTls>,
 }
+
+/// A listening socket that was made elsewhere. Only the first of the clones of a builder has it.
+#[derive(Clone, Debug)]
+struct Inherited(Arc<OwnedFd>);
 
 /// Settings and handler of a server to be.
 #[derive(Clone, Debug)]
@@ -283,6 +293,7 @@ impl Settings {
         env.held_len_max = self.output_budget.unwrap_or(OUTPUT_BUDGET);
         env.victims = self.victims;
         env.proxies.clone_from(&self.proxies);
+        env.health_path.clone_from(&self.health_path);
         env.deferred_max = self.deferred_max.unwrap_or(DEFERRED_MAX);
         env.accept_rate_max = self.accept_rate_max;
         Ok(env)
@@ -313,6 +324,42 @@ impl<M: MakeHandler> Builder<M> {
     /// have.
     pub fn defaults(self, base: Route) -> Self {
         self.change_base(|_| base)
+    }
+
+    /// Listens on a socket that was made elsewhere as well: by systemd (socket activation), or
+    /// by a process before this one ([`Handle::listeners`](super::Handle::listeners)). It may be
+    /// given several; all threads share them. What fails is reported by
+    /// [`bind_inherited`](Self::bind_inherited).
+    pub fn listen_on(mut self, socket: impl Into<OwnedFd>) -> Self {
+        let socket = Inherited(Arc::new(socket.into()));
+        self.settings.inherited.push(socket);
+        self
+    }
+
+    /// TLS of the sockets that were made elsewhere.
+    #[cfg(feature = "tls")]
+    pub fn inherited_tls(mut self, tls: &ServerTls) -> Self {
+        self.settings.inherited_tls = Some(tls.clone());
+        self
+    }
+
+    /// The server listens where [`listen`](Self::listen) and [`listen_on`](Self::listen_on) have
+    /// said.
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind); also if nothing has been said, or a socket cannot listen.
+    pub fn bind_inherited(self) -> Result<Server<M>> {
+        if self.settings.inherited.is_empty() && self.settings.addresses.is_empty() {
+            return Err(ConfigError::Address("none was given".to_owned()).into());
+        }
+        self.bind_all()
+    }
+
+    /// Where the server says whether it is ready: it answers GET requests of this path with 200,
+    /// and with 503 while it drains ([`Handle::drain`](super::Handle::drain)).
+    pub fn health_path(mut self, path: &str) -> Self {
+        self.settings.health_path = Some(path.into());
+        self
     }
 
     /// Sets all limits and time-outs.
@@ -486,6 +533,28 @@ impl<M: MakeHandler> Builder<M> {
                 listeners.push(another);
             }
             listeners[0].push(first);
+        }
+        let inherit = |Inherited(fd): &Inherited| Listener::adopt(fd.try_clone()?);
+        let inherited = self.settings.inherited.drain(..);
+        let inherited: io::Result<Vec<Listener>> = inherited.map(|fd| inherit(&fd)).collect();
+        let inherited = inherited.map_err(Error::io("listen on an inherited socket"))?;
+        for listener in &inherited {
+            if !bound.contains(listener.address()) {
+                bound.push(listener.address().clone());
+            }
+        }
+        // Each thread has one at least, and each is one thread's at least.
+        if !inherited.is_empty() {
+            for number in 0..threads.max(inherited.len()) {
+                let listener = inherited[number % inherited.len()].try_clone();
+                let listener = listener.map_err(Error::io("listen on an inherited socket"))?;
+                listeners[number % threads].push(listener);
+            }
+            let per_thread = inherited.len().div_ceil(threads);
+            let tls = &self.settings.inherited_tls;
+            self.settings
+                .tls
+                .extend(iter::repeat_n(tls.clone(), per_thread));
         }
         Ok(Server {
             settings: self.settings,

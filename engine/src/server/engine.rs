@@ -14,6 +14,7 @@ use crate::reactor::listen::Address;
 use crate::reactor::spin::Spin;
 use crate::worker::ConnId;
 use crate::worker::Context;
+use crate::worker::Drain;
 use crate::worker::Handler;
 use crate::worker::Remote;
 use crate::worker::Shared;
@@ -194,6 +195,17 @@ impl<H: Handler> Engine<H> {
     /// have answered or the close time-out is over: some turns from now.
     pub fn shut_down(&self) {
         self.remote.shutdown();
+    }
+
+    /// Ends without all clients coming back at once: see [`Drain`]. It goes on in the turns to
+    /// come.
+    pub fn drain(&self, drain: Drain) {
+        self.remote.drain(drain);
+    }
+
+    /// Connections that a drain has sent a Close frame so far.
+    pub fn drained(&self) -> usize {
+        self.shared.drained()
     }
 
     /// Whether it was shut down and all its connections are over.

@@ -13,7 +13,13 @@ pub use closures::MakeHandler;
 pub use engine::Engine;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
 use std::thread::JoinHandle;
@@ -25,6 +31,7 @@ use crate::reactor::Backend;
 use crate::reactor::listen::Address;
 use crate::reactor::listen::Listener;
 use crate::reactor::spin::Spin;
+use crate::worker::Drain;
 use crate::worker::Remote;
 use crate::worker::Shared;
 use crate::worker::Worker;
@@ -92,7 +99,13 @@ impl<M: MakeHandler> Server<M> {
             remote: remote.clone(),
             shared: Arc::clone(&shared),
             threads: Vec::new(),
+            listeners: Mutex::default(),
+            handed_over: AtomicBool::new(false),
         };
+        for listener in self.listeners.iter().flatten() {
+            let clone = listener.try_clone().map_err(Error::io("bind"))?;
+            handle.lock_listeners().push(clone.into_fd());
+        }
         for (number, listeners) in self.listeners.into_iter().enumerate() {
             let start = Start {
                 number,
@@ -254,6 +267,9 @@ pub struct Handle {
     remote: Remote,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<()>>>,
+    /// For a process that takes over.
+    listeners: Mutex<Vec<OwnedFd>>,
+    handed_over: AtomicBool,
 }
 
 impl Handle {
@@ -287,9 +303,51 @@ impl Handle {
         &self.remote
     }
 
+    /// Ends the server without all its clients coming back at once: see [`Drain`].
+    /// [`drained`](Self::drained) and [`connections`](Self::connections) say how far it is, and
+    /// [`join`](Self::join) waits for its end. What is called a second time does nothing;
+    /// [`shutdown`](Self::shutdown) cuts it short.
+    pub fn drain(&self, drain: Drain) {
+        self.lock_listeners().clear();
+        self.remote.drain(drain);
+    }
+
+    /// Whether every thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Connections that a drain has sent a Close frame so far.
+    pub fn drained(&self) -> usize {
+        self.shared.drained()
+    }
+
+    /// Further descriptors of the listening sockets, of every thread, for a process that takes
+    /// over: it listens on them ([`Builder::listen_on`]), and this one drains
+    /// ([`Drain::hand_over`]). No connection is lost: what this process has not accepted the
+    /// other one finds in the same queues. From here on a Unix socket's path is not removed at
+    /// the end.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn listeners(&self) -> io::Result<Vec<OwnedFd>> {
+        self.handed_over.store(true, Ordering::Relaxed);
+        let listeners = self.lock_listeners();
+        listeners.iter().map(OwnedFd::try_clone).collect()
+    }
+
+    fn lock_listeners(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        // Nothing panics while it is held.
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Accepts no more, sends every connection a Close frame (1001), and ends when all have
     /// answered or the close time-out is over.
     pub fn shutdown(&self) {
+        // The last that hold a port would let clients wait where nobody accepts.
+        self.lock_listeners().clear();
         self.remote.shutdown();
     }
 
@@ -307,7 +365,9 @@ impl Handle {
             result = result.and(ended);
         }
         for address in self.addresses {
-            if let Address::Unix(path) = address {
+            if let Address::Unix(path) = address
+                && !self.handed_over.load(Ordering::Relaxed)
+            {
                 // Somebody else may have removed it.
                 let _ = std::fs::remove_file(path);
             }

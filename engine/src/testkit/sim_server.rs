@@ -18,6 +18,7 @@ use crate::reactor::spin::Spin;
 use crate::tls::ServerTls;
 use crate::worker::ConnId;
 use crate::worker::Counters;
+use crate::worker::Drain;
 use crate::worker::Handler;
 use crate::worker::Remote;
 use crate::worker::Shared;
@@ -45,6 +46,8 @@ pub struct SimSettings {
     pub output_budget: usize,
     /// Whose connections are closed when it is used up.
     pub victims: Victims,
+    /// Where it says whether it is ready.
+    pub health_path: Option<Box<str>>,
     /// Proxies in front of it.
     pub proxies: Option<Proxies>,
     /// The most requests whose answers are put off.
@@ -68,6 +71,7 @@ impl Default for SimSettings {
             connections_max: usize::MAX,
             output_budget: OUTPUT_BUDGET,
             victims: Victims::default(),
+            health_path: None,
             proxies: None,
             deferred_max: DEFERRED_MAX,
             per_address_max: None,
@@ -96,6 +100,7 @@ impl<H: Handler> SimServer<H> {
         env.held_len_max = settings.output_budget;
         env.victims = settings.victims;
         env.proxies = settings.proxies;
+        env.health_path = settings.health_path;
         env.deferred_max = settings.deferred_max;
         env.accept_rate_max = settings.accept_rate_max;
         env.tls = vec![settings.tls];
@@ -149,6 +154,16 @@ impl<H: Handler> SimServer<H> {
             self.turn()?;
         }
         Ok(())
+    }
+
+    /// Begins to end the server, spread over a window.
+    pub fn drain(&mut self, drain: Drain) {
+        self.remote.drain(drain);
+    }
+
+    /// Connections that a drain has sent a Close frame.
+    pub fn drained(&self) -> usize {
+        self.worker.drained()
     }
 
     /// Begins to end the server.

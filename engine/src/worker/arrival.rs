@@ -63,7 +63,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     /// Whether a connection may be accepted now.
     fn may_accept(&mut self) -> bool {
-        self.stop_at.is_none() && self.accepts.take(self.now)
+        self.is_accepting() && self.accepts.take(self.now)
     }
 
     fn refuse(&mut self, socket: B::Socket) {
@@ -154,7 +154,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     pub(super) fn rest_accepting(&mut self) {
-        if self.accept_at.is_none() && self.stop_at.is_none() {
+        if self.accept_at.is_none() && self.is_accepting() {
             self.counters.accept_rests += 1;
             self.accept_at = Some(self.now + ACCEPT_REST);
             self.backend.pause_accept();
@@ -162,7 +162,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     pub(super) fn resume_accepting(&mut self) {
-        if self.accept_at.take().is_some() && self.stop_at.is_none() {
+        if self.accept_at.take().is_some() && self.is_accepting() {
             self.backend.resume_accept();
         }
     }

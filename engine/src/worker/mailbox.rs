@@ -21,6 +21,7 @@ use crate::reactor::Waker;
 use crate::slab::Key;
 
 use super::ConnId;
+use super::Drain;
 
 /// The most commands that wait for one worker.
 pub const MAILBOX_LEN_MAX: usize = 64 * 1024;
@@ -51,6 +52,8 @@ pub(super) enum Command {
     Close(Key, CloseCode, Box<str>),
     /// A new connection.
     Connect(Box<Connect>),
+    /// The end of the worker, spread over a window.
+    Drain(Arc<Drain>),
     /// The closing handshake with all, and the end of the worker.
     Shutdown,
 }
@@ -359,6 +362,14 @@ impl Remote {
         let mailbox = &self.mailboxes[turn % self.mailboxes.len()];
         mailbox.post(Command::Connect(Box::new(connect)), MAILBOX_LEN_MAX)?;
         Ok(())
+    }
+
+    /// Asks every worker to end, spread over a window.
+    pub(crate) fn drain(&self, drain: Drain) {
+        let drain = Arc::new(drain);
+        for mailbox in self.mailboxes.iter() {
+            let _ = mailbox.post(Command::Drain(Arc::clone(&drain)), usize::MAX);
+        }
     }
 
     /// Asks every worker to end.

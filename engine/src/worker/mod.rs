@@ -11,6 +11,7 @@
 
 mod arrival;
 mod delivery;
+mod drain;
 mod expiry;
 mod fanout;
 mod handler;
@@ -18,6 +19,7 @@ mod mailbox;
 mod opening;
 mod thread;
 
+pub use drain::Drain;
 pub use handler::ConnId;
 pub use handler::Context;
 pub use handler::Handler;
@@ -60,7 +62,6 @@ use crate::conn::Env;
 use crate::conn::HEADROOM;
 use crate::conn::Prepared;
 use crate::conn::Step;
-use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
 use crate::pubsub::Subscriptions;
 use crate::reactor;
@@ -77,6 +78,7 @@ use crate::timer::Deadlines;
 
 use delivery::Delivery;
 use delivery::SocketWire;
+use drain::Draining;
 use mailbox::Command;
 
 /// The thread's receive buffer.
@@ -110,6 +112,8 @@ pub struct Shared {
     /// The most of them.
     connections_max: usize,
     addresses: Option<Addresses>,
+    /// Connections that a drain has sent a Close frame, of all workers.
+    drained: AtomicUsize,
 }
 
 /// How many connections each address has.
@@ -126,7 +130,13 @@ impl Shared {
             connections: AtomicUsize::new(0),
             connections_max: connections_max.unwrap_or(usize::MAX),
             addresses: None,
+            drained: AtomicUsize::new(0),
         }
+    }
+
+    /// Connections that a drain has sent a Close frame.
+    pub fn drained(&self) -> usize {
+        self.drained.load(Ordering::Relaxed)
     }
 
     /// Allows no more than `most` connections of one address.
@@ -265,6 +275,8 @@ pub struct Worker<B: Backend, H: Handler> {
     accept_at: Option<Duration>,
     /// The worker is to end, at the latest then.
     stop_at: Option<Duration>,
+    /// Connections are being closed, some at a time.
+    draining: Option<Draining>,
     counters: Counters,
 }
 
@@ -309,6 +321,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             accepts,
             accept_at: None,
             stop_at: None,
+            draining: None,
             counters: Counters::default(),
         };
         worker.start();
@@ -328,8 +341,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     /// Whether the worker was told to end and has.
     pub fn is_finished(&self) -> bool {
-        self.stop_at
-            .is_some_and(|end| self.conns.is_empty() || self.now >= end)
+        let is_over = self.conns.is_empty() && self.draining.is_none();
+        self.stop_at.is_some_and(|end| is_over || self.now >= end)
     }
 
     /// One pass of the loop; sleeps at most `timeout` if nothing is to be done.
@@ -347,6 +360,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.handle_events();
         self.receive();
         self.expire();
+        self.drain_some();
         self.take_mailbox();
         self.make_connections();
         self.publish();
@@ -371,6 +385,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     #[cfg(feature = "testkit")]
     pub fn dropped(&self) -> u64 {
         self.env.stats.dropped + self.env.stats.refused
+    }
+
+    /// Connections that a drain has sent a Close frame.
+    #[cfg(feature = "testkit")]
+    pub fn drained(&self) -> usize {
+        self.shared.drained()
     }
 
     /// Connections, in whatever phase.
@@ -482,7 +502,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             due = due.min(Deadlines::next_sweep(now));
         }
         let alarm = self.local.alarms.next();
-        for at in [self.accept_at, self.stop_at, alarm].into_iter().flatten() {
+        let drain = self.draining.as_ref().map(|_| now + drain::STEP);
+        let points = [self.accept_at, self.stop_at, alarm, drain];
+        for at in points.into_iter().flatten() {
             due = due.min(at.saturating_sub(now));
         }
         due
@@ -845,37 +867,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     let data = self.handler.on_connect(&connect);
                     self.local.connects.push_back((*connect, data));
                 }
+                Command::Drain(drain) => self.begin_drain(drain),
                 Command::Shutdown => self.shut_down(),
                 Command::Broadcast(_) => {}
             }
         }
         self.broadcast();
-    }
-
-    /// Begins the closing handshake with all.
-    fn shut_down(&mut self) {
-        if self.stop_at.is_some() {
-            return;
-        }
-        self.backend.pause_accept();
-        self.accept_at = None;
-        // A second more than the connections' own deadlines, which are coarse.
-        self.stop_at = Some(self.now + self.env.limits().close_timeout + Duration::from_secs(2));
-        let frame = CloseFrame::new(CloseCode::GOING_AWAY, "");
-        let keys: Vec<Key> = self.conns.keys().collect();
-        for key in keys {
-            self.deliver(key, |conn, env, _| conn.begin_close(&frame, true, env));
-            self.after(key, false);
-        }
-    }
-
-    /// Ends every connection now.
-    fn abandon_all(&mut self) {
-        let keys: Vec<Key> = self.conns.keys().collect();
-        for key in keys {
-            self.deliver(key, |conn, env, sink| conn.abandon(env, sink));
-            self.remove(key);
-        }
     }
 
     /// Sends what waits for each connection that was touched: once each.

@@ -28,6 +28,7 @@ use sockeye::Closed;
 use sockeye::ConnId;
 use sockeye::Connect;
 use sockeye::Context;
+use sockeye::Drain;
 use sockeye::Dropped;
 use sockeye::Handle;
 use sockeye::Handler;
@@ -422,6 +423,7 @@ pub struct Settings {
     pub deferred_max: Option<usize>,
     pub per_address_max: Option<u32>,
     pub accept_rate_max: u32,
+    pub health_path: Option<&'static str>,
     /// TLS of its own, where there is TLS.
     pub tls: Option<sockeye::tls::ServerTls>,
 }
@@ -480,6 +482,7 @@ impl World {
                 .unwrap_or((usize::MAX, Victims::default()));
             let settings = SimSettings {
                 proxies: settings.proxies,
+                health_path: settings.health_path.map(Into::into),
                 deferred_max: settings.deferred_max.unwrap_or(1024),
                 per_address_max: settings.per_address_max,
                 accept_rate_max: settings.accept_rate_max,
@@ -527,6 +530,9 @@ impl World {
         }
         if let Some(connections) = settings.per_address_max {
             builder = builder.connections_per_address_max(connections);
+        }
+        if let Some(path) = settings.health_path {
+            builder = builder.health_path(path);
         }
         builder = builder.accept_rate_max(settings.accept_rate_max);
         for (pattern, route) in settings.routes {
@@ -579,6 +585,33 @@ impl Running {
             Place::Blocking(..) => {}
             Place::Live(handle) => handle.as_ref().unwrap().shutdown(),
             Place::Sim(server) => server.borrow_mut().shut_down(),
+        }
+    }
+
+    /// Ends the server, spread over a window.
+    pub fn drain(&self, drain: Drain) {
+        match &self.place {
+            Place::Blocking(..) => {}
+            Place::Live(handle) => handle.as_ref().unwrap().drain(drain),
+            Place::Sim(server) => server.borrow_mut().drain(drain),
+        }
+    }
+
+    /// Connections that a drain has told to go.
+    pub fn drained(&self) -> usize {
+        match &self.place {
+            Place::Blocking(..) => 0,
+            Place::Live(handle) => handle.as_ref().unwrap().drained(),
+            Place::Sim(server) => server.borrow().drained(),
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        match &self.place {
+            Place::Blocking(..) => true,
+            Place::Live(handle) => handle.as_ref().unwrap().is_finished(),
+            Place::Sim(server) => server.borrow().is_finished(),
         }
     }
 

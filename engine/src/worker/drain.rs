@@ -1,0 +1,269 @@
+//! The end of a worker: at once, or spread over a window.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::protocol::CloseCode;
+use crate::protocol::CloseFrame;
+use crate::reactor::Backend;
+use crate::slab::Key;
+
+use super::Handler;
+use super::Worker;
+
+/// How often some connections are closed while a worker drains.
+pub(super) const STEP: Duration = Duration::from_millis(10);
+
+/// How a server ends without all its clients coming back at once: no more connections are
+/// accepted, and those that there are get their Close frames spread over a window, in an order
+/// drawn by lot.
+///
+/// ```
+/// use std::time::Duration;
+/// use sockeye::{CloseCode, Drain};
+///
+/// let drain = Drain::new()
+///     .window(Duration::from_secs(20))
+///     .deadline(Duration::from_secs(30))
+///     .close(CloseCode::SERVICE_RESTART, "deploy");
+/// # let _ = drain;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Drain {
+    window: Duration,
+    deadline: Duration,
+    code: CloseCode,
+    reason: Box<str>,
+    hand_over: bool,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(10),
+            deadline: Duration::from_secs(30),
+            code: CloseCode::GOING_AWAY,
+            reason: "".into(),
+            hand_over: false,
+        }
+    }
+}
+
+impl Drain {
+    /// Close frames (1001) over 10 s, and the end after 30 s at the latest.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Over how long the Close frames are spread.
+    #[must_use]
+    pub fn window(mut self, window: Duration) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// After how long every connection is dropped that has not ended by itself. A window that is
+    /// longer ends with it.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// What the Close frames say.
+    #[must_use]
+    pub fn close(mut self, code: CloseCode, reason: &str) -> Self {
+        self.code = code;
+        self.reason = reason.into();
+        self
+    }
+
+    /// Accepts nothing at all from here on, because another process has the listening sockets.
+    /// Without this, a server that has a health path goes on accepting, answers there that it is
+    /// not ready, and rejects WebSockets with 503.
+    #[must_use]
+    pub fn hand_over(mut self) -> Self {
+        self.hand_over = true;
+        self
+    }
+}
+
+/// A drain that goes on.
+#[derive(Debug)]
+pub(super) struct Draining {
+    drain: Arc<Drain>,
+    start: Duration,
+    /// Indexes below this one.
+    count: u32,
+    /// So many of them have been dealt with.
+    done: u32,
+    /// The next index is this much further, modulo `count`, which it has no divisor with: so
+    /// each index comes once.
+    step: u32,
+    index: u32,
+}
+
+impl Draining {
+    fn new(drain: Arc<Drain>, start: Duration, count: u32, chance: u64) -> Self {
+        let count = count.max(1);
+        let mut step = (chance >> 32) as u32 % count;
+        while greatest_divisor(step, count) != 1 {
+            step = (step + 1) % count.max(2);
+        }
+        Self {
+            drain,
+            start,
+            count,
+            done: 0,
+            step,
+            index: chance as u32 % count,
+        }
+    }
+
+    /// How many indexes should have been dealt with by now.
+    fn due(&self, now: Duration) -> u32 {
+        let window = self.drain.window.min(self.drain.deadline);
+        let elapsed = now.saturating_sub(self.start);
+        if elapsed >= window {
+            return self.count;
+        }
+        let share = elapsed.as_nanos() * u128::from(self.count) / window.as_nanos();
+        share as u32
+    }
+
+    /// The next index, if one is due.
+    fn next(&mut self, now: Duration) -> Option<u32> {
+        if self.done >= self.due(now) {
+            return None;
+        }
+        self.done += 1;
+        let index = self.index;
+        let next = u64::from(index) + u64::from(self.step);
+        self.index = (next % u64::from(self.count)) as u32;
+        Some(index)
+    }
+}
+
+fn greatest_divisor(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+impl<B: Backend, H: Handler> Worker<B, H> {
+    /// Begins the closing handshake with all, now.
+    pub(super) fn shut_down(&mut self) {
+        if self.stop_at.is_some() && self.draining.is_none() {
+            return;
+        }
+        self.draining = None;
+        self.env.draining = true;
+        self.env.health_path = None;
+        self.backend.pause_accept();
+        self.accept_at = None;
+        // A second more than the connections' own deadlines, which are coarse.
+        self.stop_at = Some(self.now + self.env.limits().close_timeout + Duration::from_secs(2));
+        let frame = CloseFrame::new(CloseCode::GOING_AWAY, "");
+        let keys: Vec<Key> = self.conns.keys().collect();
+        for key in keys {
+            self.deliver(key, |conn, env, _| conn.begin_close(&frame, true, env));
+            self.after(key, false);
+        }
+    }
+
+    /// Begins to close connections, some at a time.
+    pub(super) fn begin_drain(&mut self, drain: Arc<Drain>) {
+        if self.stop_at.is_some() {
+            return;
+        }
+        self.env.draining = true;
+        if drain.hand_over || self.env.health_path.is_none() {
+            self.env.health_path = None;
+            self.backend.pause_accept();
+            self.accept_at = None;
+        }
+        self.stop_at = Some(self.now + drain.deadline);
+        let chance = self.env.random.bits();
+        let count = self.conns.indexes();
+        self.draining = Some(Draining::new(drain, self.now, count, chance));
+    }
+
+    /// Whether connections are accepted.
+    pub(super) fn is_accepting(&self) -> bool {
+        let for_health = self.env.draining && self.env.health_path.is_some();
+        self.stop_at.is_none() || for_health
+    }
+
+    /// Closes the connections whose turn has come.
+    pub(super) fn drain_some(&mut self) {
+        let Some(mut draining) = self.draining.take() else {
+            return;
+        };
+        let drain = Arc::clone(&draining.drain);
+        let frame = CloseFrame::new(drain.code, &drain.reason);
+        while let Some(index) = draining.next(self.now) {
+            let key = self.conns.key_at(index);
+            let is_open = |key: &Key| self.conns.get(*key).is_some_and(|s| s.conn.is_open());
+            if let Some(key) = key.filter(is_open) {
+                self.deliver(key, |conn, env, _| conn.begin_close(&frame, false, env));
+                self.after(key, false);
+                self.shared.drained.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if draining.done < draining.count {
+            self.draining = Some(draining);
+        } else {
+            // Outgoing connections may have been opened where it had been before.
+            self.close_rest(&frame);
+        }
+    }
+
+    /// Closes connections that were opened where the drain had been before.
+    fn close_rest(&mut self, frame: &CloseFrame<'_>) {
+        for index in 0..self.conns.indexes() {
+            let key = self.conns.key_at(index);
+            let is_open = |key: &Key| self.conns.get(*key).is_some_and(|s| s.conn.is_open());
+            if let Some(key) = key.filter(is_open) {
+                self.deliver(key, |conn, env, _| conn.begin_close(frame, false, env));
+                self.after(key, false);
+                self.shared.drained.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Ends every connection now.
+    pub(super) fn abandon_all(&mut self) {
+        let keys: Vec<Key> = self.conns.keys().collect();
+        for key in keys {
+            self.deliver(key, |conn, env, sink| conn.abandon(env, sink));
+            self.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drain_comes_to_each_index_once_and_evenly() {
+        for count in [0, 1, 2, 3, 4, 30, 97, 1_000] {
+            for chance in [0, 1, 7 << 32 | 3, u64::MAX, 30 << 32, 0x1234_5678_9ABC_DEF0] {
+                let drain = Arc::new(Drain::new().window(Duration::from_secs(10)));
+                let start = Duration::from_secs(100);
+                let mut draining = Draining::new(drain, start, count, chance);
+                let mut seen = Vec::new();
+                for tick in 0..=100 {
+                    let now = start + Duration::from_millis(tick * 100);
+                    seen.extend(std::iter::from_fn(|| draining.next(now)));
+                    let want = u64::from(count.max(1)) * tick / 100;
+                    assert_eq!(seen.len() as u64, want, "{count} {chance} {tick}");
+                }
+                seen.sort_unstable();
+                assert_eq!(seen, (0..count.max(1)).collect::<Vec<_>>());
+            }
+        }
+    }
+}
