@@ -77,18 +77,22 @@ impl Cli {
 
     /// Starts the server, prints what runs, and serves until something fails.
     pub fn serve<M: MakeHandler>(&self, builder: Builder<M>) {
-        let server = self.bind(builder).and_then(|server| server.spawn());
-        let result = server.and_then(|server| {
-            print_started(&server);
-            server.join()
-        });
-        if let Err(error) = result {
-            eprintln!("error: {error}");
-            exit(match error {
-                sockeye::Error::Config(_) => 2,
-                _ => 1,
-            });
-        }
+        let server = self.start_on(builder, false);
+        server.join().unwrap_or_else(|error| fail(&error));
+    }
+
+    /// Starts the server and prints what runs; it listens where the flags say, or on what it has
+    /// inherited. If that fails the process ends.
+    pub fn start_on<M: MakeHandler>(&self, builder: Builder<M>, inherited: bool) -> Handle {
+        let server = if inherited {
+            builder.bind_inherited()
+        } else {
+            self.bind(builder)
+        };
+        let server = server.and_then(|server| server.spawn());
+        let server = server.unwrap_or_else(|error| fail(&error));
+        print_started(&server);
+        server
     }
 }
 
@@ -119,6 +123,14 @@ pub fn read<F: Parser>() -> F {
             exit(2);
         }
     })
+}
+
+fn fail(error: &sockeye::Error) -> ! {
+    eprintln!("error: {error}");
+    exit(match error {
+        sockeye::Error::Config(_) => 2,
+        _ => 1,
+    });
 }
 
 fn print_started(server: &Handle) {

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
-const EXAMPLES: [&str; 4] = ["echo", "broadcast", "autobahn", "chat"];
+const EXAMPLES: [&str; 5] = ["echo", "broadcast", "autobahn", "chat", "drain"];
 
 /// `cargo test` builds the examples beside the tests.
 fn program(name: &str) -> PathBuf {
@@ -319,4 +319,36 @@ fn killed_server_starts_again_on_its_port() {
             hear(&mut stream, "again");
         }
     }
+}
+
+/// SIGTERM: no more WebSockets are opened, those there are get a Close frame, and the process
+/// ends by itself.
+#[test]
+fn drain_ends_on_sigterm_when_its_clients_have_gone() {
+    let mut running = Running::start("drain", &["--window", "0", "--deadline", "20"]);
+    let mut streams: Vec<TcpStream> = (0..3).map(|_| running.upgrade("/")).collect();
+    say(&mut streams[0], "here");
+    hear(&mut streams[0], "here");
+    let mut health = running.connect();
+    let request = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+    health.write_all(request).expect("sent");
+    let mut answer = String::new();
+    health.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    drop(health);
+
+    let id = running.process.id().to_string();
+    let kill = Command::new("kill").args(["-TERM", &id]).status();
+    assert!(kill.expect("a shell tool").success());
+    for stream in &mut streams {
+        let mut frame = [0; 14];
+        stream.read_exact(&mut frame).expect("a Close frame");
+        assert_eq!(frame[..4], [0x88, 12, 3, 0xF4]);
+        stream
+            .write_all(&[0x88, 0x82, 0, 0, 0, 0, 3, 0xF4])
+            .expect("sent");
+    }
+    drop(streams);
+    let status = running.process.wait().expect("it ends");
+    assert!(status.success(), "{status}");
 }
