@@ -1,7 +1,6 @@
 //! Connections that come: accepted ones, and those that are made here.
 
 use std::io;
-use std::sync::atomic::Ordering;
 
 use crate::conn;
 use crate::conn::Conn;
@@ -36,7 +35,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
         };
         let mut conn = Conn::accept(tls, &self.env);
-        if self.env.proxies.is_some() || self.shared.addresses.is_some() {
+        if self.env.proxies.is_some() || self.shared.counts_addresses() {
             let peer = match self.backend.peer_addr(socket) {
                 Ok(PeerAddr::Ip(address)) => Some(address.ip()),
                 Ok(PeerAddr::Unix) | Err(_) => None,
@@ -98,14 +97,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let conn = Conn::connect(handshake, data, tls, &mut self.env);
         let made = if self.stop_at.is_some() {
             Err(io::Error::other("the engine is shutting down"))
-        } else if self.shared.connections() >= self.shared.connections_max {
+        } else if self.shared.is_full() {
             let text = "there are as many connections as there may be";
             Err(io::Error::other(text))
         } else {
             self.backend.connect(&target)
         };
         // Counted even if it could not be made, until its `on_close`.
-        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        self.shared.count();
         let (socket, error) = match made {
             Ok(socket) => (socket, None),
             Err(error) => (B::NO_SOCKET, Some(error)),

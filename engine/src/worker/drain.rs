@@ -1,7 +1,6 @@
 //! The end of a worker: at once, or spread over a window.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::protocol::CloseCode;
@@ -209,7 +208,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             if let Some(key) = key.filter(is_open) {
                 self.deliver(key, |conn, env, _| conn.begin_close(&frame, false, env));
                 self.after(key, false);
-                self.shared.drained.fetch_add(1, Ordering::Relaxed);
+                self.shared.count_drained();
             }
         }
         if draining.done < draining.count {
@@ -228,7 +227,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             if let Some(key) = key.filter(is_open) {
                 self.deliver(key, |conn, env, _| conn.begin_close(frame, false, env));
                 self.after(key, false);
-                self.shared.drained.fetch_add(1, Ordering::Relaxed);
+                self.shared.count_drained();
             }
         }
     }

@@ -103,8 +103,8 @@ pub trait Handler {
         let _ = (conn, message);
     }
 
-    /// A part of a message, on routes that ask for it ([`Route::streaming`]
-    /// (crate::Route::streaming)): `on_message` is not called there. The parts of a message come
+    /// A part of a message, on routes that ask for it
+    /// ([`Route::streaming`](crate::Route::streaming)): `on_message` is not called there. Parts come
     /// in order, and nothing else of the connection but control frames comes between them.
     fn on_chunk(&mut self, conn: &mut Context<'_, Self::Data>, chunk: Chunk<'_>) {
         let _ = (conn, chunk);

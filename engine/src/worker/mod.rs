@@ -17,6 +17,7 @@ mod fanout;
 mod handler;
 mod mailbox;
 mod opening;
+mod shared;
 mod thread;
 
 pub use drain::Drain;
@@ -31,25 +32,19 @@ pub use mailbox::PostError;
 pub use mailbox::Remote;
 pub use opening::Deferred;
 pub use opening::OpeningHandshake;
+pub use shared::Shared;
 use thread::Alarm;
 use thread::Local;
 use thread::Published;
 pub use thread::Thread;
 pub use thread::TimerId;
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::collections::hash_map::Entry;
 use std::io;
 use std::mem;
-use std::net::IpAddr;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -103,104 +98,6 @@ const ACCEPT_REST: Duration = Duration::from_millis(250);
 
 /// The longest sleep: a bound on what a missed wake-up could cost.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
-
-/// What the workers of a server share.
-#[derive(Debug)]
-pub struct Shared {
-    /// Connections of all workers.
-    connections: AtomicUsize,
-    /// The most of them.
-    connections_max: usize,
-    addresses: Option<Addresses>,
-    /// Connections that a drain has sent a Close frame, of all workers.
-    drained: AtomicUsize,
-}
-
-/// How many connections each address has.
-#[derive(Debug)]
-struct Addresses {
-    counts: Mutex<HashMap<IpAddr, u32>>,
-    most: u32,
-}
-
-impl Shared {
-    /// No connections, and the most that there may be.
-    pub fn new(connections_max: Option<usize>) -> Self {
-        Self {
-            connections: AtomicUsize::new(0),
-            connections_max: connections_max.unwrap_or(usize::MAX),
-            addresses: None,
-            drained: AtomicUsize::new(0),
-        }
-    }
-
-    /// Connections that a drain has sent a Close frame.
-    pub fn drained(&self) -> usize {
-        self.drained.load(Ordering::Relaxed)
-    }
-
-    /// Allows no more than `most` connections of one address.
-    #[must_use]
-    pub fn per_address(mut self, most: Option<u32>) -> Self {
-        self.addresses = most.map(|most| Addresses {
-            counts: Mutex::default(),
-            most,
-        });
-        self
-    }
-
-    /// Counts one more connection of an address, if there may be one.
-    fn claim_address(&self, address: IpAddr) -> bool {
-        let Some(addresses) = &self.addresses else {
-            return true;
-        };
-        // Nothing panics while it is held.
-        let mut counts = addresses
-            .counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        let free = *count < addresses.most;
-        *count += u32::from(free);
-        free
-    }
-
-    /// Counts one connection of an address less.
-    fn release_address(&self, address: IpAddr) {
-        if let Some(addresses) = &self.addresses {
-            let mut counts = addresses
-                .counts
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if let Entry::Occupied(mut entry) = counts.entry(address) {
-                *entry.get_mut() -= 1;
-                if *entry.get() == 0 {
-                    entry.remove();
-                }
-            }
-        }
-    }
-
-    /// Counts one more connection, if there may be one.
-    fn claim(&self) -> bool {
-        let others = self.connections.fetch_add(1, Ordering::Relaxed);
-        let free = others < self.connections_max;
-        if !free {
-            self.release();
-        }
-        free
-    }
-
-    /// Counts one connection less.
-    fn release(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Connections of all workers.
-    pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
-    }
-}
 
 /// What a worker has seen, for tests and metrics.
 #[derive(Clone, Copy, Debug, Default)]
@@ -799,7 +696,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             let pubsub = &mut self.local.pubsub;
             pubsub.unsubscribe_all(&mut slot.subscriptions);
         }
-        if self.shared.addresses.is_some()
+        if self.shared.counts_addresses()
             && let Some(peer) = slot.conn.peer()
             && let Some(address) = conn::counted_address(peer, self.env.proxies.as_ref())
         {
