@@ -107,6 +107,7 @@ mod with_std {
     pub use crate::config::Proxies;
     pub use crate::config::Route;
     pub use crate::config::Victims;
+    pub use crate::conn::Agreed;
     pub use crate::conn::Chunk;
     pub use crate::conn::CloseCause;
     pub use crate::conn::Closed;

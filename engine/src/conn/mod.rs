@@ -21,6 +21,7 @@
 //! from the upgrade to the end of `Sink::close`. The one exception is a connection that this
 //! endpoint wanted and that never opened: it gets `Sink::close` alone.
 
+mod adopt;
 mod chunk;
 mod closing;
 mod connect;
@@ -37,6 +38,7 @@ mod secure;
 mod upgrade;
 mod writer;
 
+pub use adopt::Agreed;
 pub use chunk::Chunk;
 use chunk::Held;
 pub use connect::ClientHandshake;

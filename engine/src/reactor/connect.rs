@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use socket2::Domain;
 use socket2::SockAddr;
+use socket2::SockRef;
 use socket2::Socket;
 use socket2::Type;
 
@@ -88,4 +90,20 @@ fn ip_socket(address: SocketAddr, target: &Target) -> io::Result<Socket> {
 
 fn is_in_progress(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EINPROGRESS)
+}
+
+/// Makes a socket that was made elsewhere what the backends want.
+///
+/// # Errors
+/// It is no stream socket.
+pub fn prepare_adopted(socket: &OwnedFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    if socket.r#type()? != Type::STREAM {
+        let text = "not a stream socket";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    socket.set_nonblocking(true)?;
+    // A Unix socket has no such option.
+    let _ = socket.set_tcp_nodelay(true);
+    Ok(())
 }

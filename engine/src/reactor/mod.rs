@@ -40,6 +40,8 @@ use std::fmt;
 use std::io;
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +50,7 @@ use arrayvec::ArrayVec;
 use crate::slab::Key;
 
 pub use connect::Target;
+pub use connect::prepare_adopted;
 pub use sys::allowed_cpus;
 
 /// The most pieces that one send takes.
@@ -233,6 +236,16 @@ pub trait Backend {
     /// descriptors.
     fn connect(&mut self, target: &Target) -> io::Result<Self::Socket>;
 
+    /// Takes a connected stream socket that was made elsewhere; it has been set to be
+    /// non-blocking.
+    ///
+    /// # Errors
+    /// Out of descriptors; or a backend that has no use for real sockets.
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<Self::Socket> {
+        drop(socket);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Reports what becomes ready on this socket from now on.
     ///
     /// # Errors
@@ -266,6 +279,24 @@ pub trait Backend {
 
     /// Wakes this backend.
     fn waker(&self) -> Waker;
+
+    /// Makes [`descriptor`](Self::descriptor) say what it is to say, from here on.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    fn prepare_descriptor(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether a wait would report something that it knows already.
+    fn has_events(&mut self) -> bool {
+        false
+    }
+
+    /// A descriptor that is readable when a wait would not sleep.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// Whether a call is to be repeated when the socket is ready.

@@ -4,7 +4,10 @@
 //! before it is closed. Batches are loops of `recv` and `send`.
 
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::IntoRawFd;
+use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +117,6 @@ impl PollBackend {
 }
 
 fn sys_accept(fd: RawFd) -> io::Result<RawFd> {
-    use std::os::fd::BorrowedFd;
     // SAFETY: the listener that owns the descriptor is alive.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let (socket, _) = socket2::SockRef::from(&fd).accept()?;
@@ -181,6 +183,10 @@ impl Backend for PollBackend {
         connect::begin(target).map(IntoRawFd::into_raw_fd)
     }
 
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<RawFd> {
+        Ok(socket.into_raw_fd())
+    }
+
     fn register(&mut self, socket: RawFd, token: Token) -> io::Result<()> {
         let token = MioToken(token.to_bits() as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -225,5 +231,14 @@ impl Backend for PollBackend {
 
     fn waker(&self) -> Waker {
         self.waker.clone()
+    }
+
+    fn has_events(&mut self) -> bool {
+        self.may_accept()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the poll that owns the descriptor lives as long as `self`.
+        Some(unsafe { BorrowedFd::borrow_raw(self.poll.as_raw_fd()) })
     }
 }

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::conn::Agreed;
 use crate::connect::Connect;
 use crate::error::ConfigError;
 use crate::error::Error;
@@ -166,12 +168,73 @@ impl<H: Handler> Engine<H> {
         on_worker!(&mut self.worker, worker => worker.connect(connect, data))
     }
 
+    /// Takes a connection whose opening handshake has been made elsewhere: by another HTTP server
+    /// in this process, say, that has routed and authenticated the request. `received` is what had
+    /// been read of it behind the request. `on_open` is called at once, and what was received is
+    /// delivered; what is sent leaves in the next turn. The stream is not encrypted.
+    ///
+    /// # Errors
+    /// It is no stream socket, there is no room for it, or the engine ends. The socket is closed,
+    /// and `data` dropped.
+    pub fn adopt(
+        &mut self,
+        socket: impl Into<OwnedFd>,
+        received: impl Into<Vec<u8>>,
+        agreed: &Agreed,
+        data: H::Data,
+    ) -> io::Result<ConnId> {
+        let (socket, received) = (socket.into(), received.into());
+        on_worker!(&mut self.worker, worker => worker.adopt(socket, received, agreed, data))
+    }
+
+    /// A descriptor that is readable when there is something to do, for owners with a loop of
+    /// their own, which wait for other things as well. It is the same for the whole life of the
+    /// engine, and only to be waited for; between turns, no longer than
+    /// [`prepare_wait`](Self::prepare_wait) says.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn descriptor(&mut self) -> Result<OwnedFd> {
+        let clone = on_worker!(&mut self.worker, worker => {
+            worker.prepare_descriptor().and_then(|()| {
+                let descriptor = worker.descriptor();
+                let none = || io::Error::from(io::ErrorKind::Unsupported);
+                descriptor.ok_or_else(none)?.try_clone_to_owned()
+            })
+        });
+        clone.map_err(Error::io("get a descriptor"))
+    }
+
+    /// How long the owner may wait for the engine's [`descriptor`](Self::descriptor) to become
+    /// readable before the next turn: zero if there is something to do already.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use sockeye::{Engine, Handler};
+    /// # fn wait_readable(_: std::os::fd::BorrowedFd<'_>, _: Duration) {}
+    /// # fn run<H: Handler>(engine: &mut Engine<H>) -> sockeye::Result<()> {
+    /// use std::os::fd::AsFd;
+    ///
+    /// let descriptor = engine.descriptor()?;
+    /// while !engine.is_finished() {
+    ///     let wait = engine.prepare_wait();
+    ///     wait_readable(descriptor.as_fd(), wait);
+    ///     engine.turn(Some(Duration::ZERO))?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn prepare_wait(&mut self) -> Duration {
+        on_worker!(&mut self.worker, worker => worker.prepare_wait())
+    }
+
     /// Does what there is to do; waits for it at most `timeout`, or for ever.
     ///
     /// # Errors
     /// The backend failed: nothing can go on.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<()> {
         let result: io::Result<()> = on_worker!(&mut self.worker, worker => {
+            worker.end_wait();
             let result = worker.turn(timeout);
             // The owner may turn again much later, and peers wait.
             worker.submit();

@@ -1,8 +1,10 @@
 //! Connections that come: accepted ones, and those that are made here.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::conn;
+use crate::conn::Agreed;
 use crate::conn::Conn;
 use crate::connect::Connect;
 use crate::error::ConfigError;
@@ -10,6 +12,7 @@ use crate::pubsub::Subscriptions;
 use crate::reactor::Backend;
 use crate::reactor::PeerAddr;
 use crate::reactor::Token;
+use crate::reactor::prepare_adopted;
 use crate::slab::Key;
 use crate::tls::Session;
 
@@ -126,6 +129,46 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
             Err(error) => self.lose(key, error),
         }
+        Ok(self.id(key))
+    }
+
+    /// Takes a connection whose opening handshake has been made elsewhere, with the bytes that had
+    /// been received behind it.
+    ///
+    /// # Errors
+    /// There is no room for it, or the thread ends; `data` is dropped.
+    pub fn adopt(
+        &mut self,
+        socket: OwnedFd,
+        mut received: Vec<u8>,
+        agreed: &Agreed,
+        data: H::Data,
+    ) -> io::Result<ConnId> {
+        if self.stop_at.is_some() {
+            return Err(io::Error::other("the engine is shutting down"));
+        }
+        prepare_adopted(&socket)?;
+        if !self.shared.claim() {
+            let text = "there are as many connections as there may be";
+            return Err(io::Error::other(text));
+        }
+        let registered = self.backend.adopt(socket).and_then(|socket| {
+            let key = self.add(socket, Conn::adopt(agreed, data, &self.env));
+            match self.backend.register(socket, Token::new(key)) {
+                Ok(()) => Ok(key),
+                Err(error) => {
+                    // It has not been opened: nobody is told.
+                    if let Some(slot) = self.conns.remove(key) {
+                        slot.conn.release(&mut self.env);
+                    }
+                    self.backend.close(socket, None);
+                    Err(error)
+                }
+            }
+        });
+        let key = registered.inspect_err(|_| self.shared.release())?;
+        self.deliver(key, |conn, env, sink| conn.begin(&mut received, env, sink));
+        self.after(key, true);
         Ok(self.id(key))
     }
 

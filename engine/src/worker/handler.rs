@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use crate::conn::Agreed;
 use crate::conn::Chunk;
 use crate::conn::Closed;
 use crate::conn::Dropped;
@@ -90,6 +91,12 @@ pub trait Handler {
     /// The data of a connection that [`Remote::connect`] asks for.
     fn on_connect(&mut self, connect: &Connect) -> Self::Data {
         let _ = connect;
+        Self::Data::default()
+    }
+
+    /// The data of a connection that was opened elsewhere ([`Remote::adopt`]).
+    fn on_adopt(&mut self, agreed: &Agreed) -> Self::Data {
+        let _ = agreed;
         Self::Data::default()
     }
 

@@ -1,6 +1,7 @@
 //! The only way into a worker from another thread.
 
 use std::any::Any;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
@@ -10,6 +11,7 @@ use std::sync::atomic::Ordering;
 use crossbeam_queue::SegQueue;
 
 use crate::config::OutputPolicy;
+use crate::conn::Agreed;
 use crate::conn::DeferredAnswer;
 use crate::conn::Prepared;
 use crate::conn::SendOptions;
@@ -52,6 +54,8 @@ pub(super) enum Command {
     Close(Key, CloseCode, Box<str>),
     /// A new connection.
     Connect(Box<Connect>),
+    /// A connection that was opened elsewhere, and what had been received of it.
+    Adopt(OwnedFd, Vec<u8>, Box<Agreed>),
     /// The end of the worker, spread over a window.
     Drain(Arc<Drain>),
     /// The closing handshake with all, and the end of the worker.
@@ -362,6 +366,26 @@ impl Remote {
         let mailbox = &self.mailboxes[turn % self.mailboxes.len()];
         mailbox.post(Command::Connect(Box::new(connect)), MAILBOX_LEN_MAX)?;
         Ok(())
+    }
+
+    /// Hands a connection to one of the server's threads, in turn, whose opening handshake has
+    /// been made elsewhere: by another HTTP server in this process, say, that has routed and
+    /// authenticated the request. `received` is what had been read of it behind the request. The
+    /// handler gives it its data in [`Handler::on_adopt`](crate::Handler::on_adopt); then comes
+    /// `on_open`. The stream is not encrypted: TLS would have to be ended by whoever began it.
+    ///
+    /// # Errors
+    /// The command was not taken; the socket is closed.
+    pub fn adopt(
+        &self,
+        socket: impl Into<OwnedFd>,
+        received: impl Into<Vec<u8>>,
+        agreed: Agreed,
+    ) -> Result<(), PostError> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mailbox = &self.mailboxes[turn % self.mailboxes.len()];
+        let command = Command::Adopt(socket.into(), received.into(), Box::new(agreed));
+        mailbox.post(command, MAILBOX_LEN_MAX)
     }
 
     /// Asks every worker to end, spread over a window.

@@ -42,6 +42,8 @@ pub use thread::TimerId;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
+#[cfg(any(feature = "uring", feature = "poll"))]
+use std::os::fd::BorrowedFd;
 use std::panic;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -359,13 +361,47 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.call_thread(|handler, thread| handler.on_start(thread));
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let mailbox = self.remote.mailbox(self.number);
+    /// How long the owner may wait for [`descriptor`](Self::descriptor) before the next turn; no
+    /// wake-up is lost meanwhile.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub fn prepare_wait(&mut self) -> Duration {
+        let now = self.backend.now();
+        let has_events = self.backend.has_events();
+        if has_events || self.is_busy() || !self.remote.mailbox(self.number).sleep() {
+            return Duration::ZERO;
+        }
+        self.until_due(now)
+    }
+
+    /// Makes the descriptor say what it is to say.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub fn prepare_descriptor(&mut self) -> io::Result<()> {
+        self.backend.prepare_descriptor()
+    }
+
+    /// The owner has waited.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub fn end_wait(&mut self) {
+        self.remote.mailbox(self.number).awake();
+    }
+
+    /// Readable when there is something to do.
+    #[cfg(any(feature = "uring", feature = "poll"))]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.descriptor()
+    }
+
+    /// Whether something is to be done that no event will announce.
+    fn is_busy(&self) -> bool {
         let begun = !self.ready.is_empty() || !self.touched.is_empty();
         let due = !self.silent.is_empty() || !self.stalled.is_empty();
         let asked = !self.local.connects.is_empty() || self.local.pubsub.has_pending();
-        let busy = begun || due || asked || !mailbox.is_empty();
-        if busy || timeout == Some(Duration::ZERO) {
+        begun || due || asked || !self.remote.mailbox(self.number).is_empty()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let mailbox = self.remote.mailbox(self.number);
+        if self.is_busy() || timeout == Some(Duration::ZERO) {
             return self.backend.wait(Some(Duration::ZERO), &mut self.events);
         }
         let start = self.backend.now();
@@ -763,6 +799,13 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 Command::Connect(connect) => {
                     let data = self.handler.on_connect(&connect);
                     self.local.connects.push_back((*connect, data));
+                }
+                Command::Adopt(socket, received, agreed) => {
+                    let data = self.handler.on_adopt(&agreed);
+                    if let Err(error) = self.adopt(socket, received, &agreed, data) {
+                        log::warn!("a connection is not adopted: {error}");
+                        self.counters.refused += 1;
+                    }
                 }
                 Command::Drain(drain) => self.begin_drain(drain),
                 Command::Shutdown => self.shut_down(),

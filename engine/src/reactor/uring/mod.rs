@@ -18,7 +18,9 @@ mod tests;
 use std::collections::HashSet;
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::IntoRawFd;
 use std::os::fd::OwnedFd;
@@ -33,7 +35,6 @@ use io_uring::squeue;
 use io_uring::squeue::Flags;
 use io_uring::types::Fd;
 use io_uring::types::Fixed;
-use socket2::Socket;
 
 use super::Backend;
 use super::Event;
@@ -146,6 +147,8 @@ pub struct UringBackend {
     /// Headers of the sends of a batch that have several pieces.
     messages: Vec<libc::msghdr>,
     eventfd: Arc<OwnedFd>,
+    /// For an owner that waits for other things as well.
+    outer: Option<Outer>,
     start: Instant,
 }
 
@@ -214,6 +217,73 @@ pub fn probe() -> io::Result<()> {
     Ok(())
 }
 
+/// A descriptor that is readable when a ring may have something. A ring's own descriptor does not
+/// say when the kernel has put work off (`DEFER_TASKRUN`), and an eventfd that a ring signals
+/// because another eventfd was written comes late: so all of them are in one epoll.
+struct Outer {
+    epoll: OwnedFd,
+    /// Signalled by the first ring.
+    eventfd: OwnedFd,
+}
+
+impl Outer {
+    fn new() -> io::Result<Self> {
+        // SAFETY: a call without pointers; the result is checked.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let outer = Self {
+            // SAFETY: the descriptor is new and nobody else's.
+            epoll: unsafe { OwnedFd::from_raw_fd(fd) },
+            eventfd: new_eventfd()?,
+        };
+        outer.add(&outer.eventfd)?;
+        Ok(outer)
+    }
+
+    /// Reports each signal of an eventfd once.
+    fn add(&self, eventfd: &OwnedFd) -> io::Result<()> {
+        let mut event = libc::epoll_event {
+            events: (libc::EPOLLIN | libc::EPOLLET) as u32,
+            u64: 0,
+        };
+        let (epoll, fd) = (self.epoll.as_raw_fd(), eventfd.as_raw_fd());
+        // SAFETY: the event is readable until the call returns.
+        let result = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Forgets the signals so far; what comes from here on signals again.
+    fn reset(&self) {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
+        let (pointer, len) = (events.as_mut_ptr(), events.len() as i32);
+        // SAFETY: so many events are writable until the call returns. Where there are more, or it
+        // fails, the descriptor stays readable for another turn.
+        unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), pointer, len, 0) };
+    }
+}
+
+fn new_eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: a call without pointers; the result is checked.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn reset_eventfd(fd: RawFd) {
+    let mut count = 0_u64;
+    // SAFETY: eight bytes are writable at `count` until the call returns. It fails only if the
+    // eventfd has been reset before.
+    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+}
+
 impl UringBackend {
     /// A backend that accepts from these listeners, to be used on this thread only. With
     /// `direct_connections`, sockets are direct descriptors, and so many can be held.
@@ -221,13 +291,7 @@ impl UringBackend {
     /// # Errors
     /// What the kernel does not support, permit, or have room for.
     pub fn new(listeners: Vec<Listener>, direct_connections: Option<usize>) -> io::Result<Self> {
-        // SAFETY: a call without pointers; the result is checked.
-        let eventfd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if eventfd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is new and nobody else's.
-        let eventfd = Arc::new(unsafe { OwnedFd::from_raw_fd(eventfd) });
+        let eventfd = Arc::new(new_eventfd()?);
         let direct = direct_connections.map(|connections| {
             let table_max = sys::descriptor_limit().min(TABLE_MAX);
             let wanted = connections.saturating_add(slots_spare(listeners.len()));
@@ -251,6 +315,7 @@ impl UringBackend {
             awaiting_room: HashSet::new(),
             messages: Vec::new(),
             eventfd,
+            outer: None,
             start: Instant::now(),
         };
         backend.add_ring()?;
@@ -273,14 +338,12 @@ impl UringBackend {
         let eventfd = if number == 0 {
             None
         } else {
-            // SAFETY: a call without pointers; the result is checked.
-            let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // SAFETY: the descriptor is new and nobody else's.
-            let eventfd = unsafe { OwnedFd::from_raw_fd(fd) };
+            let eventfd = new_eventfd()?;
+            let fd = eventfd.as_raw_fd();
             ring.submitter().register_eventfd(fd)?;
+            if let Some(outer) = &self.outer {
+                outer.add(&eventfd)?;
+            }
             self.push(0, &Self::signal_poll(fd, number))?;
             Some(eventfd)
         };
@@ -312,10 +375,7 @@ impl UringBackend {
             // The kernel ends a multishot poll that one of its own rings has woken. Reset
             // first, or the new poll would report the old signal; what comes from here on
             // signals again, and the ring is looked at after this.
-            let mut count = 0_u64;
-            // SAFETY: eight bytes are writable at `count` until the call returns. It fails
-            // only if the eventfd has been reset before.
-            unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+            reset_eventfd(fd);
             self.push(0, &Self::signal_poll(fd, ring))?;
         }
         Ok(())
@@ -437,7 +497,7 @@ impl UringBackend {
 
 impl UringBackend {
     /// A slot of a ring's table for a socket; its descriptor is closed by the caller.
-    fn move_to_table(&mut self, socket: &Socket) -> io::Result<UringSocket> {
+    fn move_to_table(&mut self, socket: &OwnedFd) -> io::Result<UringSocket> {
         let ring = self.ring_with_room()?;
         let mut fd = socket.as_raw_fd();
         // The kernel chooses a free slot and writes its number over the descriptor.
@@ -481,6 +541,9 @@ impl Backend for UringBackend {
         timeout: Option<Duration>,
         events: &mut Vec<Event<UringSocket>>,
     ) -> io::Result<()> {
+        if let Some(outer) = &self.outer {
+            outer.reset();
+        }
         for ring in 1..self.rings.len() {
             if self.rings[ring].signalled || self.rings[ring].ring.has_submissions() {
                 self.rings[ring].signalled = false;
@@ -520,7 +583,10 @@ impl Backend for UringBackend {
     }
 
     fn connect(&mut self, target: &Target) -> io::Result<UringSocket> {
-        let socket = connect::begin(target)?;
+        self.adopt(connect::begin(target)?.into())
+    }
+
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<UringSocket> {
         if self.direct.is_some() {
             return self.move_to_table(&socket);
         }
@@ -677,6 +743,45 @@ impl Backend for UringBackend {
             sys::peer_addr(fd.as_raw_fd())
         } else {
             sys::peer_addr(socket.fd())
+        }
+    }
+
+    fn prepare_descriptor(&mut self) -> io::Result<()> {
+        if self.outer.is_none() {
+            let outer = Outer::new()?;
+            let first = &self.rings[0].ring;
+            first
+                .submitter()
+                .register_eventfd(outer.eventfd.as_raw_fd())?;
+            outer.add(&self.eventfd)?;
+            for eventfd in self.rings.iter().filter_map(|ring| ring.eventfd.as_ref()) {
+                outer.add(eventfd)?;
+            }
+            self.outer = Some(outer);
+            // What came before has signalled nobody.
+            self.rings[0].ring.enter(0, None)?;
+            self.reap(0)?;
+        }
+        Ok(())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.outer.as_ref().map(|outer| outer.epoll.as_fd())
+    }
+
+    fn has_events(&mut self) -> bool {
+        // What the last calls have completed signals nobody any more; taking it may queue polls
+        // anew, and submitting those may complete something.
+        loop {
+            for ring in 0..self.rings.len() {
+                // It fails only when the ring is unusable; the next wait reports that.
+                let _ = self.reap(ring);
+            }
+            let mut rings = self.rings.iter_mut();
+            if !self.stash.is_empty() || !rings.any(|ring| ring.ring.has_submissions()) {
+                return !self.stash.is_empty();
+            }
+            self.submit();
         }
     }
 
