@@ -105,7 +105,7 @@ impl Route {
 
     /// How long a connection may be open before the handler has called
     /// [`Context::promote`](crate::Context::promote): from then on it is closed (1008). For
-    /// connections that authenticate by a message. At least 1 ms; off by default.
+    /// connections that authenticate by a message. Not zero; off by default.
     #[must_use]
     pub fn promote_within(mut self, timeout: Duration) -> Self {
         self.promote_timeout = Some(timeout);

@@ -409,14 +409,7 @@ impl State {
         if let Some(reason) = self.no_room(frame_len(payload.len(), self.role), limit, env) {
             return SendResult::Dropped(reason);
         }
-        let mask_key = self.mask_key(env);
-        let header = header(opcode, payload.len(), mask_key).encode();
-        let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
-        let payload = queue.push_keyed(key, header.as_bytes(), payload, &mut env.pool);
-        if let Some(mask_key) = mask_key {
-            protocol::mask(payload, mask_key);
-        }
-        self.pushed(env)
+        self.append(true, opcode, payload, Some(key), env)
     }
 
     /// What the policy wants done with a message that has no room.
@@ -533,14 +526,7 @@ impl State {
         if let Some(reason) = self.no_room(frame_len(payload.len(), self.role), limit, env) {
             return SendResult::Dropped(reason);
         }
-        let mask_key = self.mask_key(env);
-        let header = header(opcode, payload.len(), mask_key).encode();
-        let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
-        let payload = queue.push(header.as_bytes(), payload, &mut env.pool);
-        if let Some(key) = mask_key {
-            protocol::mask(payload, key);
-        }
-        self.pushed(env)
+        self.append(true, opcode, payload, None, env)
     }
 
     /// Queues a fragment, for which the caller has made sure that there is room.
@@ -551,17 +537,34 @@ impl State {
         payload: &[u8],
         env: &mut Env,
     ) {
+        self.append(fin, opcode, payload, None, env);
+    }
+
+    /// Queues a frame, under a key if it may be replaced.
+    #[inline]
+    fn append(
+        &mut self,
+        fin: bool,
+        opcode: Opcode,
+        payload: &[u8],
+        key: Option<u64>,
+        env: &mut Env,
+    ) -> SendResult {
         let mask_key = self.mask_key(env);
         let header = FrameHeader {
             fin,
             ..header(opcode, payload.len(), mask_key)
         };
+        let header = header.encode();
         let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
-        let payload = queue.push(header.encode().as_bytes(), payload, &mut env.pool);
-        if let Some(key) = mask_key {
-            protocol::mask(payload, key);
+        let payload = match key {
+            Some(key) => queue.push_keyed(key, header.as_bytes(), payload, &mut env.pool),
+            None => queue.push(header.as_bytes(), payload, &mut env.pool),
+        };
+        if let Some(mask_key) = mask_key {
+            protocol::mask(payload, mask_key);
         }
-        self.pushed(env);
+        self.pushed(env)
     }
 
     /// Why there is no room for so many more bytes, if there is none.

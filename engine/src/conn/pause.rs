@@ -146,14 +146,12 @@ impl<D> Conn<D> {
 
     /// What was held comes before the end.
     pub(super) fn end_pause(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
-        if self.state.phase == Phase::Open && self.state.paused {
-            while self.partial.as_ref().is_some_and(|p| !p.held.is_empty())
-                && self.state.phase == Phase::Open
-            {
-                self.state.paused = false;
-                self.deliver_held(env, sink);
-            }
+        // Also where it has been resumed, and has not come to deliver it.
+        while self.state.phase == Phase::Open
+            && self.partial.as_ref().is_some_and(|p| !p.held.is_empty())
+        {
             self.state.paused = false;
+            self.deliver_held(env, sink);
         }
     }
 }

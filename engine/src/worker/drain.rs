@@ -203,32 +203,26 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let drain = Arc::clone(&draining.drain);
         let frame = CloseFrame::new(drain.code, &drain.reason);
         while let Some(index) = draining.next(self.now) {
-            let key = self.conns.key_at(index);
-            let is_open = |key: &Key| self.conns.get(*key).is_some_and(|s| s.conn.is_open());
-            if let Some(key) = key.filter(is_open) {
-                self.deliver(key, |conn, env, _| conn.begin_close(&frame, false, env));
-                self.after(key, false);
-                self.shared.count_drained();
-            }
+            self.close_at(index, &frame);
         }
         if draining.done < draining.count {
             self.draining = Some(draining);
         } else {
             // Outgoing connections may have been opened where it had been before.
-            self.close_rest(&frame);
+            for index in 0..self.conns.indexes() {
+                self.close_at(index, &frame);
+            }
         }
     }
 
-    /// Closes connections that were opened where the drain had been before.
-    fn close_rest(&mut self, frame: &CloseFrame<'_>) {
-        for index in 0..self.conns.indexes() {
-            let key = self.conns.key_at(index);
-            let is_open = |key: &Key| self.conns.get(*key).is_some_and(|s| s.conn.is_open());
-            if let Some(key) = key.filter(is_open) {
-                self.deliver(key, |conn, env, _| conn.begin_close(frame, false, env));
-                self.after(key, false);
-                self.shared.count_drained();
-            }
+    /// Begins the closing handshake with the connection at an index, if one is open there.
+    fn close_at(&mut self, index: u32, frame: &CloseFrame<'_>) {
+        let key = self.conns.key_at(index);
+        let is_open = |key: &Key| self.conns.get(*key).is_some_and(|s| s.conn.is_open());
+        if let Some(key) = key.filter(is_open) {
+            self.deliver(key, |conn, env, _| conn.begin_close(frame, false, env));
+            self.after(key, false);
+            self.shared.count_drained();
         }
     }
 
