@@ -61,6 +61,8 @@ mod connect;
 #[cfg(feature = "std")]
 mod error;
 #[cfg(feature = "std")]
+mod metrics;
+#[cfg(feature = "std")]
 mod pubsub;
 #[cfg(feature = "std")]
 mod random;
@@ -125,8 +127,15 @@ mod with_std {
     pub use crate::error::ConfigError;
     pub use crate::error::Error;
     pub use crate::error::Result;
+    pub use crate::metrics::CloseCount;
+    pub use crate::metrics::Distribution;
+    pub use crate::metrics::FrameCounts;
+    pub use crate::metrics::Metrics;
+    pub use crate::metrics::PROMETHEUS_CONTENT_TYPE;
+    pub use crate::metrics::ThreadMetrics;
     pub use crate::reactor::PeerAddr;
     pub use crate::reactor::listen::Address;
+    pub use crate::worker::Callback;
     pub use crate::worker::ConnId;
     pub use crate::worker::ConnectError;
     pub use crate::worker::Context;
@@ -136,6 +145,7 @@ mod with_std {
     pub use crate::worker::OpeningHandshake;
     pub use crate::worker::PostError;
     pub use crate::worker::Remote;
+    pub use crate::worker::SlowCallback;
     pub use crate::worker::Thread;
     pub use crate::worker::TimerId;
 }

@@ -18,14 +18,18 @@ use sockeye::SendResult;
 use sockeye::Timeout;
 use sockeye::Upgrade;
 use sockeye::protocol::Opcode;
+use sockeye::testkit::Faults;
+use sockeye::testkit::SimSettings;
 
 use support::Data;
 use support::Probe;
 use support::REQUEST;
 use support::Record;
+use support::Running;
 use support::Settings;
 use support::Why;
 use support::World;
+use support::certificates;
 use support::fragment;
 use support::frame;
 use support::raw_frame;
@@ -632,6 +636,39 @@ fn g11_nothing_that_a_peer_sends_panics_or_spins(world: World) {
     link.expect_text("alive");
     let panicked = |ended: &support::Ended| ended.why == Why::Panicked;
     assert!(!server.log().closes().iter().any(panicked));
+}
+
+/// Where every other receive and send finds no memory, on the simulated network.
+#[test]
+fn g12_lack_of_memory_loses_no_message() {
+    for tls in [None, Some(certificates::server_tls().clone())] {
+        let settings = SimSettings {
+            faults: Faults {
+                exhausted: 2,
+                ..Faults::default()
+            },
+            tls: tls.clone(),
+            ..SimSettings::default()
+        };
+        let probe = Probe::echo();
+        let server = Running::simulated(settings, probe);
+        let mut link = server.open();
+        for number in 0..200 {
+            link.send_text(&number.to_string());
+            link.expect_text(&number.to_string());
+        }
+        // More than the output limit: it is sent while it is queued.
+        let long = "x".repeat(60_000);
+        for _ in 0..10 {
+            link.send_text(&long);
+        }
+        for _ in 0..10 {
+            link.expect_text(&long);
+        }
+        let total = server.metrics().total();
+        assert!(total.exhausted > 100, "{total:?}");
+        assert_eq!((total.messages_refused, total.closes.len()), (0, 0));
+    }
 }
 
 fn g12_too_many_connections_cost_no_message(world: World) {

@@ -14,13 +14,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["protocol", "tls"]),
     ("protocol", &["simd", "http1"]),
     ("reactor", &["buffer", "slab"]),
+    ("metrics", &[]),
     ("pubsub", &["slab"]),
     ("random", &[]),
     ("tls", &["buffer"]),
     (
         "conn",
         &[
-            "protocol", "http1", "buffer", "timer", "config", "random", "tls",
+            "protocol", "http1", "buffer", "timer", "config", "metrics", "random", "tls",
         ],
     ),
     (
@@ -32,14 +33,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "worker",
         &[
-            "buffer", "config", "conn", "connect", "error", "http1", "protocol", "pubsub",
-            "reactor", "slab", "timer", "tls",
+            "buffer", "config", "conn", "connect", "error", "http1", "metrics", "protocol",
+            "pubsub", "reactor", "slab", "timer", "tls",
         ],
     ),
     (
         "server",
         &[
-            "config", "conn", "connect", "error", "http1", "protocol", "reactor", "tls", "worker",
+            "config", "conn", "connect", "error", "http1", "metrics", "protocol", "reactor", "tls",
+            "worker",
         ],
     ),
     (
@@ -52,8 +54,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "testkit",
         &[
-            "client", "config", "conn", "connect", "error", "http1", "protocol", "reactor", "tls",
-            "worker",
+            "client", "config", "conn", "connect", "error", "http1", "metrics", "protocol",
+            "reactor", "tls", "worker",
         ],
     ),
 ];

@@ -126,6 +126,7 @@ struct Seen {
     given_up: u64,
     timers: u64,
     evicted: u64,
+    exhausted: u64,
 }
 
 impl Seen {
@@ -150,6 +151,7 @@ impl Seen {
         self.given_up += other.given_up;
         self.timers += other.timers;
         self.evicted += other.evicted;
+        self.exhausted += other.exhausted;
     }
 
     fn check(&self) {
@@ -174,6 +176,7 @@ impl Seen {
             ("messages given up", self.given_up),
             ("timers", self.timers),
             ("connections closed for the budget", self.evicted),
+            ("calls that failed for want of memory", self.exhausted),
         ] {
             assert!(count > 10, "hardly any {name}: {self:?}");
         }
@@ -750,6 +753,7 @@ fn run(seed: u64) -> Seen {
             Faults::all()
         },
         tls: tls.then(|| certificates::server_tls().clone()),
+        slow_callback: chance.once_in(2).then_some(Duration::MAX),
         ..SimSettings::default()
     };
     let handler = Chaos {
@@ -832,21 +836,32 @@ fn run(seed: u64) -> Seen {
         }
         client.check();
     }
-    let counters = engine.counters();
-    let dropped = engine.dropped();
+    let metrics = engine.metrics().total();
     let handler = engine.handler_mut();
     assert_eq!(handler.violations, Vec::<String>::new());
     let mut seen = std::mem::take(&mut handler.seen);
     if tls {
         seen.tls_messages = seen.messages;
     }
-    seen.panics = counters.panics;
-    seen.refused = counters.refused;
-    seen.accept_rests = counters.accept_rests;
-    seen.evicted = counters.evicted;
-    seen.dropped = dropped;
+    seen.panics = metrics.panics;
+    seen.refused = metrics.refused;
+    seen.accept_rests = metrics.accept_pauses;
+    seen.evicted = metrics.evicted;
+    seen.exhausted = metrics.exhausted;
+    seen.dropped = metrics.messages_dropped + metrics.messages_refused;
+    let closed: u64 = metrics.closes.iter().map(|close| close.count).sum();
+    assert!(closed <= metrics.opened, "closed more than opened");
     if engine.connections() == 0 {
         assert_eq!(engine.handler_mut().open, [], "on_close was not called");
+        assert_eq!(closed, metrics.opened);
+        assert_eq!((metrics.connections, metrics.subscriptions), (0, 0));
+        assert_eq!((metrics.output_held, metrics.deferred), (0, 0));
+        // A callback that panics takes a message with it, and the head that came before that.
+        let left = metrics.buffers_in_use;
+        assert!(
+            left <= 2 * metrics.panics,
+            "{left} buffers were not given back"
+        );
     }
     seen
 }

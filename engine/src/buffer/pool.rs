@@ -17,20 +17,28 @@ pub struct Pool {
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     queues: Vec<Box<SendQueue>>,
     retained: usize,
+    in_use: usize,
 }
 
 impl Pool {
     /// Makes sure that so many queues can be taken, and a buffer for each, without allocating.
     pub fn warm(&mut self, count: usize) {
         for _ in 0..count {
+            self.in_use += 1;
             self.put(Vec::with_capacity(CAPACITY_MIN));
             self.put_queue(Box::new(SendQueue::with_room()));
         }
     }
 
+    /// Buffers that have been taken and not put back.
+    pub fn in_use(&self) -> usize {
+        self.in_use
+    }
+
     /// An empty buffer.
     #[inline]
     pub fn take(&mut self) -> Vec<u8> {
+        self.in_use += 1;
         match self.buffers.pop() {
             Some(buffer) => {
                 self.retained -= buffer.capacity();
@@ -40,11 +48,15 @@ impl Pool {
         }
     }
 
-    /// Takes a buffer back.
+    /// Takes a buffer back; one without capacity is none.
     #[inline]
     pub fn put(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        if capacity == 0 || capacity > CAPACITY_MAX || self.retained + capacity > RETAINED_MAX {
+        if capacity == 0 {
+            return;
+        }
+        self.in_use -= 1;
+        if capacity > CAPACITY_MAX || self.retained + capacity > RETAINED_MAX {
             return;
         }
         buffer.clear();

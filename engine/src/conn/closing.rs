@@ -154,6 +154,7 @@ impl<D> Conn<D> {
         match self.state.phase {
             Phase::Handshake => {
                 if !self.give_deferral_up(env) {
+                    env.metrics.handshake_timeouts.add(1);
                     self.fail_open(OpenError::TimedOut, env, sink);
                 }
             }

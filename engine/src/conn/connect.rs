@@ -33,7 +33,9 @@ impl<D> Conn<D> {
         env: &mut Env,
     ) -> Self {
         let mut conn = Self::new(Role::Client, tls, env);
-        conn.push_head(handshake.head, env);
+        let mut head = env.pool.take();
+        head.extend_from_slice(&handshake.head);
+        conn.push_head(head, env);
         conn.partial(env).expected = Some(handshake.expected);
         conn.data = Some(data);
         conn.state.owes_close = true;

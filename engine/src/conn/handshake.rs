@@ -83,20 +83,16 @@ impl<D> Conn<D> {
             let (head, frames) = input.split_at_mut(len);
             return Collected::Here(head, frames);
         }
-        let partial = self.partial(env);
-        if partial.tail.capacity() == 0 {
-            partial.tail = env.pool.take();
-        }
         let taken = input.len().min(len_max - kept);
-        partial.tail.extend_from_slice(&input[..taken]);
-        match http1::head_len(&partial.tail, kept) {
+        let tail = self.keep(&input[..taken], env);
+        match http1::head_len(tail, kept) {
             Some(len) => {
-                let head = mem::take(&mut partial.tail);
+                let head = mem::take(tail);
                 self.release_partial(env);
                 Collected::Kept(head, len, &mut input[len - kept..])
             }
-            None if partial.tail.len() == len_max => {
-                let line_len = memchr::memchr(b'\n', &partial.tail).unwrap_or(len_max);
+            None if tail.len() == len_max => {
+                let line_len = memchr::memchr(b'\n', tail).unwrap_or(len_max);
                 self.clear_partial(env);
                 Collected::TooLong(line_len)
             }
@@ -114,7 +110,7 @@ impl<D> Conn<D> {
         if matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
             self.receive_frames(frames, env, sink);
         } else if self.state.deferred && !frames.is_empty() {
-            self.partial(env).tail.extend_from_slice(frames);
+            self.keep(frames, env);
         }
     }
 
@@ -318,6 +314,7 @@ impl<D> Conn<D> {
 
     /// Answers with plain HTTP, the last thing that is sent.
     pub(super) fn respond(&mut self, response: Response, head_only: bool, env: &mut Env) {
+        env.metrics.http_responses.add(1);
         let mut head = env.pool.take();
         response.write_head(&mut head);
         let queue = self.push_head(head, env);

@@ -68,6 +68,7 @@ pub use writer::MessageWriter;
 
 use std::any::Any;
 use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::buffer::Pool;
@@ -80,6 +81,7 @@ use crate::config::Route;
 use crate::config::Victims;
 use crate::http1::Request;
 use crate::http1::Response;
+use crate::metrics::Recorder;
 use crate::protocol::Decoder;
 use crate::protocol::DecoderLimits;
 use crate::protocol::Message;
@@ -123,7 +125,7 @@ pub trait Sink<D> {
     /// The connection is over: nothing can be sent.
     fn close(&mut self, output: Output<'_, D>, closed: &Closed<'_>);
     /// Sends as much of the connection's queue as the kernel takes now; says whether it would
-    /// not take all.
+    /// not take all, and will say when it does.
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool;
 }
 
@@ -144,7 +146,7 @@ pub struct Env {
     /// The same in seconds.
     pub now_s: u32,
     /// What has happened to all connections.
-    pub stats: Stats,
+    pub metrics: Arc<Recorder>,
     /// Memory held for output that peers have not taken.
     pub held_len: usize,
     /// The most of it.
@@ -155,10 +157,14 @@ pub struct Env {
     pub proxies: Option<Proxies>,
     /// Where it says whether the server is ready for connections.
     pub health_path: Option<Box<str>>,
+    /// Where it says what it has seen.
+    pub metrics_path: Option<Box<str>>,
+    /// How long callbacks may take; none if nothing is timed.
+    pub slow_callback: Option<Duration>,
     /// No more WebSockets are opened.
     pub draining: bool,
     /// Requests whose answers are deferred.
-    deferred: usize,
+    pub deferred: usize,
     /// The most of them.
     pub deferred_max: usize,
     /// Connections that may be accepted in a second; zero is no limit.
@@ -179,15 +185,6 @@ pub fn decoder_limits(limits: &Limits, role: Role) -> DecoderLimits {
         fragment_count_max: limits.fragment_count_max,
         rsv1_allowed: false,
     }
-}
-
-/// What has happened to the connections of a thread.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
-    /// Messages refused for want of room, and left to their callers.
-    pub refused: u64,
-    /// Messages given up for want of room, or for others in their place.
-    pub dropped: u64,
 }
 
 /// The most boxes for incomplete things that are kept.
@@ -213,12 +210,14 @@ impl Env {
             random: Random::new(seed),
             now: Duration::ZERO,
             now_s: 0,
-            stats: Stats::default(),
+            metrics: Arc::default(),
             held_len: 0,
             held_len_max: OUTPUT_BUDGET,
             victims: Victims::default(),
             proxies: None,
             health_path: None,
+            metrics_path: None,
+            slow_callback: None,
             draining: false,
             deferred: 0,
             deferred_max: DEFERRED_MAX,
@@ -241,6 +240,19 @@ impl Env {
             return Some(0);
         }
         self.router.at(path).ok().map(|found| *found.value)
+    }
+
+    /// Offers a queue to the kernel, and counts what it took; says whether it would not take all.
+    fn count_flush(
+        &mut self,
+        queue: &mut SendQueue,
+        flush: &mut impl FnMut(&mut SendQueue, &mut Pool) -> bool,
+    ) -> bool {
+        let before = queue.len();
+        let blocked = flush(queue, &mut self.pool);
+        self.metrics.bytes_sent.add((before - queue.len()) as u64);
+        self.metrics.backpressure.add(blocked.into());
+        blocked
     }
 
     #[inline]
@@ -586,6 +598,16 @@ impl<D> Conn<D> {
     fn partial(&mut self, env: &mut Env) -> &mut Partial {
         self.partial
             .get_or_insert_with(|| env.partials.pop().unwrap_or_default())
+    }
+
+    /// Keeps bytes of a head or a frame that has not ended; gives all that is kept of it.
+    fn keep(&mut self, bytes: &[u8], env: &mut Env) -> &mut Vec<u8> {
+        let partial = self.partial(env);
+        if partial.tail.capacity() == 0 {
+            partial.tail = env.pool.take();
+        }
+        partial.tail.extend_from_slice(bytes);
+        &mut partial.tail
     }
 
     /// Lets go of the box for incomplete things, if there are none.

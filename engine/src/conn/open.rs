@@ -33,6 +33,7 @@ impl<D> Conn<D> {
             };
             match (self.state.phase, event) {
                 (Phase::Open, Event::Message(message)) => {
+                    env.metrics.count_received(message.opcode() as u8);
                     if !self.state.delivers {
                         let chunk = Chunk {
                             payload: message.payload(),
@@ -46,6 +47,13 @@ impl<D> Conn<D> {
                     }
                 }
                 (Phase::Open, Event::Chunk(chunk)) => {
+                    if chunk.end {
+                        let opcode = match chunk.text {
+                            true => Opcode::Text,
+                            false => Opcode::Binary,
+                        };
+                        env.metrics.count_received(opcode as u8);
+                    }
                     if env.route(self.state.route).route.streaming {
                         self.stream_chunk(&chunk, env, sink);
                     } else {
@@ -53,11 +61,13 @@ impl<D> Conn<D> {
                     }
                 }
                 (Phase::Open, Event::Ping(payload)) => {
+                    env.metrics.count_received(Opcode::Ping as u8);
                     if let Err(error) = self.receive_ping(payload, env, sink) {
                         return self.fail(error, env, sink);
                     }
                 }
                 (Phase::Open, Event::Pong(payload)) => {
+                    env.metrics.count_received(Opcode::Pong as u8);
                     if let Err(error) = self.count_control(env) {
                         return self.fail(error, env, sink);
                     }
@@ -68,17 +78,16 @@ impl<D> Conn<D> {
                 }
                 // RFC 6455 §1.4: behind a Close frame nothing is sent, and behind the peer's
                 // nothing is of interest.
-                (_, Event::Close(close)) => return self.receive_close(&close, env, sink),
+                (_, Event::Close(close)) => {
+                    env.metrics.count_received(Opcode::Close as u8);
+                    return self.receive_close(&close, env, sink);
+                }
                 // We have closed: what the peer sent before it knew is not delivered.
                 _ => {}
             }
         }
         if !rest.is_empty() && matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
-            let partial = self.partial(env);
-            if partial.tail.capacity() == 0 {
-                partial.tail = env.pool.take();
-            }
-            partial.tail.extend_from_slice(rest);
+            self.keep(rest, env);
         }
     }
 

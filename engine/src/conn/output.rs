@@ -169,13 +169,18 @@ impl<D> Output<'_, D> {
             .state
             .push_frame(Opcode::Ping, payload, limit, self.env);
         if matches!(result, SendResult::Dropped(_)) {
-            self.env.stats.refused += 1;
+            self.env.metrics.messages_refused.add(1);
             self.state.drain_owed = true;
         } else {
             let now = self.env.now;
             self.state.extra_mut().pings.push(payload, now);
         }
         result
+    }
+
+    /// Whether messages could ever be sent.
+    pub fn was_open(&self) -> bool {
+        self.state.was_open
     }
 
     /// Whether messages can be sent.
@@ -272,7 +277,7 @@ impl State {
         if self.tls.is_some() {
             self.flush_sealed(env, flush);
         } else if let Some(queue) = &mut self.queue {
-            self.blocked = flush(queue, &mut env.pool);
+            self.blocked = env.count_flush(queue, &mut flush);
             self.drain_owed |= self.blocked;
         }
         if self.blocked || self.held_len > 0 {
@@ -317,7 +322,7 @@ impl State {
         }
         if self.message_begun() {
             if told {
-                env.stats.refused += 1;
+                env.metrics.messages_refused.add(1);
             } else {
                 self.note_drop(1, outgoing.frame_len(self.role), env);
             }
@@ -366,7 +371,7 @@ impl State {
             }
         }
         self.note_drop(1, old_len, env);
-        Some(self.pushed(env))
+        Some(self.pushed(outgoing.message().0, env))
     }
 
     fn push_outgoing(
@@ -395,7 +400,7 @@ impl State {
             Some(key) => queue.push_shared_keyed(key, prepared.to_frame()),
             None => prepared.push_to(queue, &mut env.pool),
         }
-        self.pushed(env)
+        self.pushed(prepared.opcode(), env)
     }
 
     fn push_keyed(
@@ -437,7 +442,7 @@ impl State {
             .unwrap_or(DropReason::OutputLimit);
         self.drain_owed = true;
         if policy == OutputPolicy::Refuse && told {
-            env.stats.refused += 1;
+            env.metrics.messages_refused.add(1);
         } else {
             self.note_drop(1, len, env);
         }
@@ -474,7 +479,7 @@ impl State {
     /// Counts messages that were given up, for `on_dropped`.
     fn note_drop(&mut self, messages: u32, bytes: usize, env: &mut Env) {
         if messages > 0 {
-            env.stats.dropped += u64::from(messages);
+            env.metrics.messages_dropped.add(messages.into());
             self.drops_owed = true;
             self.settle_owed = true;
             let dropped = &mut self.extra_mut().dropped;
@@ -564,7 +569,7 @@ impl State {
         if let Some(mask_key) = mask_key {
             protocol::mask(payload, mask_key);
         }
-        self.pushed(env)
+        self.pushed(opcode, env)
     }
 
     /// Why there is no room for so many more bytes, if there is none.
@@ -591,7 +596,8 @@ impl State {
     }
 
     #[inline]
-    fn pushed(&mut self, env: &mut Env) -> SendResult {
+    fn pushed(&mut self, opcode: Opcode, env: &mut Env) -> SendResult {
+        env.metrics.count_sent(opcode as u8);
         if self.blocked {
             self.account(env);
             SendResult::Queued(self.queued_len())

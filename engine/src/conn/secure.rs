@@ -160,10 +160,11 @@ impl State {
             let Some(mut outgoing) = tls.take_outgoing() else {
                 return;
             };
-            self.blocked = flush(&mut outgoing, &mut env.pool);
+            self.blocked = env.count_flush(&mut outgoing, &mut flush);
             self.drain_owed |= self.blocked;
+            let sent_all = outgoing.is_empty();
             tls.put_outgoing(outgoing, &mut env.pool);
-            if self.blocked {
+            if !sent_all {
                 return;
             }
         }

@@ -246,6 +246,16 @@ impl<M> PubSub<M> {
         entry.subscribers.len() - entry.holes
     }
 
+    /// Topics that have subscribers.
+    pub fn topic_count(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// Subscriptions, to all topics.
+    pub fn subscription_count(&self) -> usize {
+        self.subscriptions.len()
+    }
+
     /// Subscribers of a topic.
     pub fn subscriber_count(&self, name: &str) -> usize {
         let count = |&topic: &u32| {

@@ -305,6 +305,12 @@ pub fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
 
+/// Whether a call failed because the system has run out of something that may come back:
+/// descriptors, buffers, memory.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    sys::is_exhausted(error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,6 +37,8 @@ pub struct Faults {
     pub short: u32,
     /// A call would block though it need not.
     pub would_block: u32,
+    /// The system has no memory for a receive or send.
+    pub exhausted: u32,
     /// An event is reported later.
     pub late: u32,
     /// An event of nothing, or of a closed connection.
@@ -53,6 +55,7 @@ impl Faults {
             connect: 20,
             short: 2,
             would_block: 6,
+            exhausted: 50,
             late: 4,
             spurious: 6,
         }
@@ -103,6 +106,8 @@ struct Pipe {
     token: Option<Token>,
     /// Something is to be reported.
     readable: bool,
+    /// The last send would have blocked, or took less than all: that there is room is an edge.
+    full: bool,
     awaiting_room: bool,
 }
 
@@ -264,6 +269,9 @@ impl Net {
             pipe.readable = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        if self.chance.once_in(faults.exhausted) {
+            return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+        }
         let mut len = pipe.to_server.len().min(buffer.len());
         if len == 0 {
             return if pipe.client_fin {
@@ -296,13 +304,19 @@ impl Net {
         }
         let mut room = pipe.capacity.saturating_sub(pipe.to_client.len());
         if room == 0 || self.chance.once_in(faults.would_block) {
+            pipe.full = true;
             return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.chance.once_in(faults.exhausted) {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }
         if self.chance.once_in(faults.short) {
             room = 1 + self.chance.below(room);
         }
         let before = pipe.to_client.len();
-        pipe.to_client.extend(bytes.take(room));
+        let mut bytes = bytes.peekable();
+        pipe.to_client.extend(bytes.by_ref().take(room));
+        pipe.full = bytes.peek().is_some();
         Ok(pipe.to_client.len() - before)
     }
 
@@ -407,7 +421,10 @@ impl Backend for SimBackend {
         let mut net = self.0.borrow_mut();
         let index = net.pipes.len();
         // Until it is accepted the network takes nothing.
-        net.pipes.push(Pipe::default());
+        net.pipes.push(Pipe {
+            full: true,
+            ..Pipe::default()
+        });
         let fault = net.faults.connect;
         if net.chance.once_in(fault) {
             net.pipes[index].reset = true;
@@ -435,7 +452,9 @@ impl Backend for SimBackend {
     }
 
     fn arm_writable(&mut self, socket: usize, _token: Token) {
-        self.0.borrow_mut().pipes[socket].awaiting_room = true;
+        let pipe = &mut self.0.borrow_mut().pipes[socket];
+        // As where readiness is edge-triggered: there is no edge if nothing was full.
+        pipe.awaiting_room = pipe.full;
     }
 
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, usize>]) {

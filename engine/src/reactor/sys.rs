@@ -133,8 +133,8 @@ pub fn allowed_cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Whether accepting failed for want of something that may come back.
-pub(super) fn is_exhausted(error: &io::Error) -> bool {
+/// Whether a call failed for want of something that may come back.
+pub fn is_exhausted(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)

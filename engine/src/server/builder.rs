@@ -96,6 +96,9 @@ pub(super) struct Settings {
     pub(super) victims: Victims,
     pub(super) proxies: Option<Proxies>,
     pub(super) health_path: Option<Box<str>>,
+    pub(super) metrics_path: Option<Box<str>>,
+    pub(super) timing: bool,
+    pub(super) slow_callback: Option<Duration>,
     pub(super) deferred_max: Option<usize>,
     pub(super) per_address_max: Option<u32>,
     pub(super) accept_rate_max: u32,
@@ -294,6 +297,11 @@ impl Settings {
         env.victims = self.victims;
         env.proxies.clone_from(&self.proxies);
         env.health_path.clone_from(&self.health_path);
+        env.metrics_path.clone_from(&self.metrics_path);
+        env.slow_callback = match self.slow_callback {
+            None if self.timing => Some(Duration::MAX),
+            slow => slow,
+        };
         env.deferred_max = self.deferred_max.unwrap_or(DEFERRED_MAX);
         env.accept_rate_max = self.accept_rate_max;
         Ok(env)
@@ -359,6 +367,35 @@ impl<M: MakeHandler> Builder<M> {
     /// and with 503 while it drains ([`Handle::drain`](super::Handle::drain)).
     pub fn health_path(mut self, path: &str) -> Self {
         self.settings.health_path = Some(path.into());
+        self
+    }
+
+    /// Where the server says what it has seen ([`Metrics::to_prometheus`]): it answers GET requests
+    /// of this path with it. Whoever can reach the server can read it, so it is for servers behind
+    /// a proxy that keeps the path to itself; others render it in
+    /// [`Handler::on_http`](crate::Handler::on_http), or in an HTTP server of their own, from
+    /// [`Remote::metrics`](crate::Remote::metrics).
+    ///
+    /// [`Metrics::to_prometheus`]: crate::Metrics::to_prometheus
+    pub fn metrics_path(mut self, path: &str) -> Self {
+        self.settings.metrics_path = Some(path.into());
+        self
+    }
+
+    /// Whether the times of [`ThreadMetrics`](crate::ThreadMetrics) are recorded, which costs two
+    /// readings of the clock for each callback, one for each turn and each batch of receives, and
+    /// one for each command of another thread. Off by default; the round-trip times of pings are
+    /// always recorded.
+    pub fn timing(mut self, timing: bool) -> Self {
+        self.settings.timing = timing;
+        self
+    }
+
+    /// How long a callback may hold its thread before
+    /// [`Handler::on_slow_callback`](crate::Handler::on_slow_callback) reports it. Callbacks are
+    /// timed for that ([`timing`](Self::timing)); off by default.
+    pub fn slow_callback(mut self, allowed: Duration) -> Self {
+        self.settings.slow_callback = Some(allowed);
         self
     }
 

@@ -11,6 +11,7 @@ use crate::connect::Connect;
 use crate::error::ConfigError;
 use crate::error::Error;
 use crate::error::Result;
+use crate::metrics::Metrics;
 use crate::reactor;
 use crate::reactor::listen::Address;
 use crate::reactor::spin::Spin;
@@ -264,6 +265,11 @@ impl<H: Handler> Engine<H> {
     /// come.
     pub fn drain(&self, drain: Drain) {
         self.remote.drain(drain);
+    }
+
+    /// What it has seen so far.
+    pub fn metrics(&self) -> Metrics {
+        self.remote.metrics()
     }
 
     /// Connections that a drain has sent a Close frame so far.

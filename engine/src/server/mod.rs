@@ -26,6 +26,7 @@ use std::thread::JoinHandle;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::metrics::Metrics;
 use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::listen::Address;
@@ -291,6 +292,11 @@ impl Handle {
     /// How many threads serve.
     pub fn threads(&self) -> usize {
         self.threads.len()
+    }
+
+    /// What the threads have seen so far.
+    pub fn metrics(&self) -> Metrics {
+        self.remote.metrics()
     }
 
     /// Connections at this moment, in whatever phase.

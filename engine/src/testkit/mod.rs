@@ -56,5 +56,4 @@ pub use crate::reactor::sim::Chance;
 pub use crate::reactor::sim::Faults;
 pub use crate::reactor::sim::SimClient;
 pub use crate::reactor::sim::SimNet;
-pub use crate::worker::Counters;
 pub use crate::worker::MAILBOX_LEN_MAX;

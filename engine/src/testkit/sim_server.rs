@@ -11,13 +11,13 @@ use crate::config::Victims;
 use crate::conn::Env;
 use crate::connect::Connect;
 use crate::error::ConfigError;
+use crate::metrics::Metrics;
 use crate::reactor::sim::Faults;
 use crate::reactor::sim::SimBackend;
 use crate::reactor::sim::SimNet;
 use crate::reactor::spin::Spin;
 use crate::tls::ServerTls;
 use crate::worker::ConnId;
-use crate::worker::Counters;
 use crate::worker::Drain;
 use crate::worker::Handler;
 use crate::worker::Remote;
@@ -48,6 +48,10 @@ pub struct SimSettings {
     pub victims: Victims,
     /// Where it says whether it is ready.
     pub health_path: Option<Box<str>>,
+    /// Where it says what it has seen.
+    pub metrics_path: Option<Box<str>>,
+    /// How long callbacks may take; nothing is timed if there is none.
+    pub slow_callback: Option<Duration>,
     /// Proxies in front of it.
     pub proxies: Option<Proxies>,
     /// The most requests whose answers are put off.
@@ -72,6 +76,8 @@ impl Default for SimSettings {
             output_budget: OUTPUT_BUDGET,
             victims: Victims::default(),
             health_path: None,
+            metrics_path: None,
+            slow_callback: None,
             proxies: None,
             deferred_max: DEFERRED_MAX,
             per_address_max: None,
@@ -101,6 +107,8 @@ impl<H: Handler> SimServer<H> {
         env.victims = settings.victims;
         env.proxies = settings.proxies;
         env.health_path = settings.health_path;
+        env.metrics_path = settings.metrics_path;
+        env.slow_callback = settings.slow_callback;
         env.deferred_max = settings.deferred_max;
         env.accept_rate_max = settings.accept_rate_max;
         env.tls = vec![settings.tls];
@@ -176,14 +184,9 @@ impl<H: Handler> SimServer<H> {
         self.worker.is_finished()
     }
 
-    /// What the worker has seen.
-    pub fn counters(&self) -> Counters {
-        self.worker.counters()
-    }
-
-    /// Messages that were refused for want of room.
-    pub fn dropped(&self) -> u64 {
-        self.worker.dropped()
+    /// What it has seen.
+    pub fn metrics(&self) -> Metrics {
+        self.remote.metrics()
     }
 
     /// Connections, in whatever phase.

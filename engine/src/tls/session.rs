@@ -278,7 +278,9 @@ impl Session {
         if !rest.is_empty() {
             let taken = self.drive(rest, plain, pool, &Seal::Nothing)?;
             if taken < rest.len() {
-                self.incoming = pool.take();
+                if self.incoming.capacity() == 0 {
+                    self.incoming = pool.take();
+                }
                 self.incoming.extend_from_slice(&rest[taken..]);
             }
         }
@@ -550,7 +552,8 @@ impl Session {
     fn write(&mut self, seal: &Seal<'_>, pool: &mut Pool) -> io::Result<()> {
         let mut plain = Vec::new();
         let mut incoming = mem::take(&mut self.incoming);
-        let taken = self.drive(&mut incoming, &mut plain, pool, seal)?;
+        let taken = self.drive(&mut incoming, &mut plain, pool, seal);
+        let taken = taken.inspect_err(|_| pool.put(mem::take(&mut incoming)))?;
         debug_assert!(plain.is_empty(), "plaintext was taken with its record");
         incoming.drain(..taken);
         self.incoming = incoming;

@@ -24,7 +24,7 @@ use super::Worker;
 
 impl<B: Backend, H: Handler> Worker<B, H> {
     pub(super) fn accept(&mut self, socket: B::Socket, listener: usize) {
-        self.counters.accepted += 1;
+        self.env.metrics.accepted.add(1);
         let tls = match self.env.tls.get(listener) {
             Some(Some(tls)) => Session::server(tls).map(Some),
             _ => Ok(None),
@@ -52,11 +52,13 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             conn.set_peer(peer, &self.env);
         }
         let key = self.add(socket, conn);
+        self.local.timing.begin_opening(key, self.now);
         match self.backend.register(socket, Token::new(key)) {
             Ok(()) => self.after(key, false),
             Err(error) => {
+                self.env.metrics.exhausted.add(1);
                 log::warn!("a connection is refused: {error}");
-                self.counters.refused += 1;
+                self.env.metrics.refused.add(1);
                 self.rest_accepting();
                 self.lose(key, error);
             }
@@ -69,7 +71,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     fn refuse(&mut self, socket: B::Socket) {
-        self.counters.refused += 1;
+        self.env.metrics.refused.add(1);
         self.backend.close(socket, None);
     }
 
@@ -113,6 +115,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             Err(error) => (B::NO_SOCKET, Some(error)),
         };
         let key = self.add(socket, conn);
+        self.local.timing.begin_opening(key, self.now);
         if let Some(slot) = self.conns.get_mut(key) {
             slot.writable_armed = true;
         }
@@ -197,7 +200,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     pub(super) fn rest_accepting(&mut self) {
         if self.accept_at.is_none() && self.is_accepting() {
-            self.counters.accept_rests += 1;
+            self.env.metrics.accept_pauses.add(1);
             self.accept_at = Some(self.now + ACCEPT_REST);
             self.backend.pause_accept();
         }

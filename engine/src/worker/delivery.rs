@@ -11,20 +11,24 @@ use crate::conn::Chunk;
 use crate::conn::Closed;
 use crate::conn::Dropped;
 use crate::conn::Flush;
+use crate::conn::Initiator;
 use crate::conn::Opening;
 use crate::conn::Output;
 use crate::conn::Sink;
 use crate::conn::Upgrade;
 use crate::http1::Request;
 use crate::http1::Response;
+use crate::metrics::PROMETHEUS_CONTENT_TYPE;
 use crate::protocol::Message;
 use crate::pubsub::Subscriptions;
+use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::PeerAddr;
 use crate::reactor::SLICES_MAX;
 use crate::reactor::SendOp;
 
 use super::Alarm;
+use super::Callback;
 use super::ConnId;
 use super::Context;
 use super::Handler;
@@ -52,15 +56,20 @@ pub(super) struct SocketWire<'a, B: Backend> {
 impl<B: Backend> Flush for SocketWire<'_, B> {
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {
         while !queue.is_empty() {
-            let (len, sent) = {
+            let (len, result) = {
                 let mut op = SendOp {
                     socket: self.socket,
                     slices: queue.slices().take(SLICES_MAX).collect(),
                     result: Ok(0),
                 };
                 self.backend.send_many(slice::from_mut(&mut op));
-                // An error is met again by the next send or receive, which reports it.
-                (op.len(), op.result.unwrap_or(0))
+                (op.len(), op.result)
+            };
+            let sent = match result {
+                Ok(sent) => sent,
+                Err(error) if reactor::would_block(&error) => 0,
+                // The next send meets it again, and reports it.
+                Err(_) => return false,
             };
             queue.consume(sent, pool);
             if sent < len {
@@ -93,39 +102,79 @@ impl<B: Backend, H: Handler> Delivery<'_, B, H> {
     }
 
     /// Calls with both.
-    pub(super) fn with<R>(
+    #[inline]
+    pub(super) fn call<R>(
         &mut self,
+        callback: Callback,
         output: Output<'_, H::Data>,
         call: impl FnOnce(&mut H, &mut Context<'_, H::Data>) -> R,
     ) -> R {
+        let began = self.begin();
         let (handler, mut context) = self.split(output);
-        call(handler, &mut context)
+        let result = call(handler, &mut context);
+        self.end(callback, began);
+        result
+    }
+
+    /// When a callback begins, if it is timed.
+    #[inline]
+    fn begin(&self) -> Option<Duration> {
+        let timed = self.local.timing.is_on();
+        timed.then(|| self.wire.backend.now())
+    }
+
+    #[inline]
+    fn end(&mut self, callback: Callback, began: Option<Duration>) {
+        if let Some(began) = began {
+            self.end_timed(callback, began);
+        }
+    }
+
+    fn end_timed(&mut self, callback: Callback, began: Duration) {
+        let elapsed = self.wire.backend.now().saturating_sub(began);
+        let conn = Some(self.id);
+        if let Some(slow) = self.local.note_callback(callback, conn, elapsed) {
+            self.handler.on_slow_callback(&slow);
+        }
     }
 }
 
 impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
     fn upgrade(&mut self, opening: &Opening<'_>) -> Upgrade<H::Data> {
+        let began = self.begin();
         let mut request = OpeningHandshake {
             opening,
             wire: &mut self.wire,
             remote: self.remote,
             id: self.id,
         };
-        self.handler.on_upgrade(&mut request)
+        let upgrade = self.handler.on_upgrade(&mut request);
+        self.end(Callback::Upgrade, began);
+        upgrade
     }
 
     fn deferred(&mut self, opening: &Opening<'_>, value: Box<dyn Any + Send>) -> Upgrade<H::Data> {
+        let began = self.begin();
         let mut request = OpeningHandshake {
             opening,
             wire: &mut self.wire,
             remote: self.remote,
             id: self.id,
         };
-        self.handler.on_deferred(&mut request, value)
+        let upgrade = self.handler.on_deferred(&mut request, value);
+        self.end(Callback::Deferred, began);
+        upgrade
     }
 
     fn http(&mut self, request: &Request<'_>) -> Response {
-        self.handler.on_http(request)
+        if self.local.metrics_path.as_deref() == Some(request.path()) {
+            let text = self.remote.metrics().to_prometheus();
+            return Response::new(200).body(PROMETHEUS_CONTENT_TYPE, text);
+        }
+        let began = self.begin();
+        let response = self.handler.on_http(request);
+        self.end(Callback::Http, began);
+        response
     }
 
     fn open(&mut self, output: Output<'_, H::Data>) {
@@ -136,45 +185,69 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
         if let Some(after) = lifetime {
             self.local.set_timer(after, Alarm::Lifetime(self.id.key));
         }
-        let (handler, mut context) = self.split(output);
-        handler.on_open(&mut context);
+        let metrics = &self.local.metrics;
+        metrics.opened.add(1);
+        if let Some(began) = self.local.timing.end_opening(self.id.key) {
+            let elapsed = self.wire.backend.now().saturating_sub(began);
+            metrics.handshake_time.record(elapsed);
+        }
+        self.call(Callback::Open, output, |handler, conn| {
+            handler.on_open(conn)
+        });
     }
 
     #[inline]
     fn message(&mut self, output: Output<'_, H::Data>, message: Message<'_>) {
-        let (handler, mut context) = self.split(output);
-        handler.on_message(&mut context, message);
+        self.call(Callback::Message, output, |handler, conn| {
+            handler.on_message(conn, message);
+        });
     }
 
     fn ping(&mut self, output: Output<'_, H::Data>, payload: &[u8]) {
-        let (handler, mut context) = self.split(output);
-        handler.on_ping(&mut context, payload);
+        self.call(Callback::Ping, output, |handler, conn| {
+            handler.on_ping(conn, payload);
+        });
     }
 
     fn pong(&mut self, output: Output<'_, H::Data>, payload: &[u8], rtt: Option<Duration>) {
-        let (handler, mut context) = self.split(output);
-        handler.on_pong(&mut context, payload, rtt);
+        if let Some(round_trip) = rtt {
+            self.local.metrics.round_trip.record(round_trip);
+        }
+        self.call(Callback::Pong, output, |handler, conn| {
+            handler.on_pong(conn, payload, rtt);
+        });
     }
 
     fn chunk(&mut self, output: Output<'_, H::Data>, chunk: Chunk<'_>) {
-        let (handler, mut context) = self.split(output);
-        handler.on_chunk(&mut context, chunk);
+        self.call(Callback::Chunk, output, |handler, conn| {
+            handler.on_chunk(conn, chunk);
+        });
     }
 
     fn drain(&mut self, output: Output<'_, H::Data>) {
-        let (handler, mut context) = self.split(output);
-        handler.on_drain(&mut context);
+        self.call(Callback::Drain, output, |handler, conn| {
+            handler.on_drain(conn)
+        });
     }
 
     #[cold]
     fn dropped(&mut self, output: Output<'_, H::Data>, dropped: Dropped) {
-        let (handler, mut context) = self.split(output);
-        handler.on_dropped(&mut context, dropped);
+        self.call(Callback::Dropped, output, |handler, conn| {
+            handler.on_dropped(conn, dropped);
+        });
     }
 
     fn close(&mut self, output: Output<'_, H::Data>, closed: &Closed<'_>) {
-        let (handler, mut context) = self.split(output);
-        handler.on_close(&mut context, closed);
+        let metrics = &self.local.metrics;
+        if output.was_open() {
+            let local = closed.initiator == Initiator::Local;
+            metrics.count_close(local, closed.cause.code());
+        } else {
+            metrics.not_opened.add(1);
+        }
+        self.call(Callback::Close, output, |handler, conn| {
+            handler.on_close(conn, closed);
+        });
         // Here, and not when the socket is closed: nothing can be sent any more.
         self.local.pubsub.unsubscribe_all(self.subscriptions);
     }

@@ -9,6 +9,7 @@ use crate::slab::Key;
 use crate::timer::ticks;
 
 use super::Alarm;
+use super::Callback;
 use super::Handler;
 use super::Worker;
 
@@ -79,10 +80,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     fn handle_alarm(&mut self, alarm: Alarm) {
         match alarm {
             Alarm::Timer(key, token) => {
-                self.call(key, |handler, conn| handler.on_timer(conn, token));
+                self.call(key, Callback::Timer, |handler, conn| {
+                    handler.on_timer(conn, token);
+                });
             }
             Alarm::ThreadTimer(token) => {
-                self.call_thread(|handler, thread| handler.on_thread_timer(thread, token));
+                self.call_thread(Callback::ThreadTimer, |handler, thread| {
+                    handler.on_thread_timer(thread, token)
+                });
             }
             Alarm::Promote(key) => {
                 self.deliver(key, |conn, env, _| conn.handle_promote_deadline(env));

@@ -112,7 +112,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             if let Some(slot) = self.conns.get_mut(key) {
                 slot.blocked = false;
             }
-            self.counters.evicted += 1;
+            self.env.metrics.evicted.add(1);
             self.deliver(key, |conn, env, _| conn.evict(env));
             self.after(key, false);
         }

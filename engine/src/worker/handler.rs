@@ -170,11 +170,86 @@ pub trait Handler {
         let _ = (thread, token);
     }
 
+    /// A callback of this thread took longer than
+    /// [`Builder::slow_callback`](crate::Builder::slow_callback) allows: everyone else of the
+    /// thread waited meanwhile. Logs a warning where it is not overridden.
+    fn on_slow_callback(&mut self, slow: &SlowCallback) {
+        log::warn!("{slow}");
+    }
+
     /// The connection is over: the last callback of it. Nothing can be sent. For a connection
     /// that this endpoint has asked for and that did not open it is the only one
     /// ([`CloseCause::NotOpened`](crate::CloseCause::NotOpened)).
     fn on_close(&mut self, conn: &mut Context<'_, Self::Data>, closed: &Closed<'_>) {
         let _ = (conn, closed);
+    }
+}
+
+/// Which callback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Callback {
+    /// [`Handler::on_upgrade`].
+    Upgrade,
+    /// [`Handler::on_deferred`].
+    Deferred,
+    /// [`Handler::on_http`].
+    Http,
+    /// [`Handler::on_open`].
+    Open,
+    /// [`Handler::on_message`].
+    Message,
+    /// [`Handler::on_chunk`].
+    Chunk,
+    /// [`Handler::on_ping`].
+    Ping,
+    /// [`Handler::on_pong`].
+    Pong,
+    /// [`Handler::on_drain`].
+    Drain,
+    /// [`Handler::on_dropped`].
+    Dropped,
+    /// [`Handler::on_timer`].
+    Timer,
+    /// [`Handler::on_post`].
+    Post,
+    /// [`Handler::on_close`].
+    Close,
+    /// [`Handler::on_start`].
+    Start,
+    /// [`Handler::on_remote`].
+    Remote,
+    /// [`Handler::on_thread_timer`].
+    ThreadTimer,
+    /// [`Engine::with`](crate::Engine::with).
+    With,
+}
+
+/// A callback that held its thread for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowCallback {
+    /// Which.
+    pub callback: Callback,
+    /// Of which connection; none if it was about none.
+    pub conn: Option<ConnId>,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// How long it may take.
+    pub allowed: Duration,
+}
+
+impl fmt::Display for SlowCallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (callback, elapsed, allowed) = (self.callback, self.elapsed, self.allowed);
+        write!(
+            f,
+            "callback {callback:?} took {elapsed:?}, more than {allowed:?}"
+        )?;
+        match self.conn {
+            Some(id) => write!(f, ", for connection {id}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
 
 use crossbeam_queue::SegQueue;
 
@@ -17,6 +19,8 @@ use crate::conn::Prepared;
 use crate::conn::SendOptions;
 use crate::connect::Connect;
 use crate::error::ConfigError;
+use crate::metrics::Metrics;
+use crate::metrics::Recorder;
 use crate::protocol::CloseCode;
 use crate::pubsub::TopicCounts;
 use crate::reactor::Waker;
@@ -65,11 +69,13 @@ pub(super) enum Command {
 /// One worker's queue of commands, in the order of each sender.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    commands: SegQueue<Command>,
+    commands: SegQueue<(Command, Option<Instant>)>,
     len: AtomicUsize,
     /// The worker sleeps, or is about to: it must be woken.
     sleeping: AtomicBool,
     stopped: AtomicBool,
+    /// Commands are stamped with the time at which they came.
+    timed: AtomicBool,
     waker: OnceLock<Waker>,
 }
 
@@ -94,7 +100,8 @@ impl Mailbox {
             self.len.fetch_sub(1, Ordering::AcqRel);
             return Err(PostError::Full);
         }
-        self.commands.push(command);
+        let timed = self.timed.load(Ordering::Relaxed);
+        self.commands.push((command, timed.then(Instant::now)));
         // Ordered against `sleep`: either this sees the flag, or that sees the command.
         std::sync::atomic::fence(Ordering::SeqCst);
         if self.sleeping.load(Ordering::Relaxed)
@@ -107,7 +114,8 @@ impl Mailbox {
     }
 
     /// The worker has started.
-    pub(super) fn start(&self, waker: Waker) {
+    pub(super) fn start(&self, waker: Waker, timed: bool) {
+        self.timed.store(timed, Ordering::Relaxed);
         let set = self.waker.set(waker);
         assert!(set.is_ok(), "a mailbox has one worker");
     }
@@ -118,21 +126,26 @@ impl Mailbox {
         while self.take().is_some() {}
     }
 
-    /// Takes the next command.
+    /// Takes the next command, and how long it has waited if that is timed.
     #[inline]
-    pub(super) fn take(&self) -> Option<Command> {
+    pub(super) fn take(&self) -> Option<(Command, Option<Duration>)> {
         if self.is_empty() {
             return None;
         }
-        let command = self.commands.pop()?;
+        let (command, came) = self.commands.pop()?;
         self.len.fetch_sub(1, Ordering::AcqRel);
-        Some(command)
+        Some((command, came.map(|came| came.elapsed())))
     }
 
     /// Whether nothing waits.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.len.load(Ordering::Acquire) == 0
+        self.len() == 0
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.len.load(Ordering::Acquire)
     }
 
     /// Says that the worker is going to sleep; false if it must not, because something waits.
@@ -157,6 +170,7 @@ impl Mailbox {
 #[derive(Clone, Debug)]
 pub struct Remote {
     mailboxes: Arc<[Mailbox]>,
+    recorders: Arc<[Arc<Recorder>]>,
     /// Whose turn it is to connect.
     turn: Arc<AtomicUsize>,
     topics: Arc<TopicCounts>,
@@ -179,9 +193,22 @@ impl Remote {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
+            recorders: (0..workers).map(|_| Arc::default()).collect(),
             turn: Arc::default(),
             topics: Arc::default(),
         }
+    }
+
+    /// What one worker records.
+    pub(super) fn recorder(&self, worker: u16) -> &Arc<Recorder> {
+        &self.recorders[usize::from(worker)]
+    }
+
+    /// What the threads have seen so far; no thread is asked for it, or held up.
+    pub fn metrics(&self) -> Metrics {
+        let threads = self.recorders.iter().map(|recorder| recorder.read());
+        let lens = self.mailboxes.iter().map(Mailbox::len);
+        Metrics::new(threads.collect(), lens.collect())
     }
 
     /// Subscribers of all threads.
@@ -438,9 +465,10 @@ mod tests {
         let mailbox = remote.mailbox(0);
         let wakes = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&wakes);
-        mailbox.start(Waker::new(move || {
+        let waker = Waker::new(move || {
             count.fetch_add(1, Ordering::SeqCst);
-        }));
+        });
+        mailbox.start(waker, false);
         remote.send(id(0), "awake").expect("room");
         assert!(!mailbox.sleep(), "something waits");
         mailbox.take().expect("one");

@@ -21,9 +21,11 @@ mod shared;
 mod thread;
 
 pub use drain::Drain;
+pub use handler::Callback;
 pub use handler::ConnId;
 pub use handler::Context;
 pub use handler::Handler;
+pub use handler::SlowCallback;
 pub(crate) use handler::upgrade_required;
 pub use mailbox::ConnectError;
 #[cfg(feature = "testkit")]
@@ -101,21 +103,6 @@ const ACCEPT_REST: Duration = Duration::from_millis(250);
 /// The longest sleep: a bound on what a missed wake-up could cost.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
-/// What a worker has seen, for tests and metrics.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Connections accepted.
-    pub accepted: u64,
-    /// Connections closed at once: too many, or not registered.
-    pub refused: u64,
-    /// Times that accepting had to rest.
-    pub accept_rests: u64,
-    /// Callbacks that panicked.
-    pub panics: u64,
-    /// Connections closed to keep to the output budget.
-    pub evicted: u64,
-}
-
 struct Slot<S, D> {
     socket: S,
     conn: Conn<D>,
@@ -176,7 +163,6 @@ pub struct Worker<B: Backend, H: Handler> {
     stop_at: Option<Duration>,
     /// Connections are being closed, some at a time.
     draining: Option<Draining>,
-    counters: Counters,
 }
 
 impl<B: Backend, H: Handler> Worker<B, H> {
@@ -190,7 +176,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         shared: Arc<Shared>,
         spin: Spin,
     ) -> Self {
-        remote.mailbox(number).start(backend.waker());
+        let timed = env.slow_callback.is_some();
+        remote.mailbox(number).start(backend.waker(), timed);
+        env.metrics = Arc::clone(remote.recorder(number));
         // What one batch of receives can be answered with.
         env.pool.warm(RECV_BATCH_MAX);
         let accepts = AcceptBudget::new(env.accept_rate_max);
@@ -198,7 +186,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             now: backend.now(),
             backend,
             handler,
-            env,
             conns: Slab::default(),
             silence: Deadlines::default(),
             stall: Deadlines::default(),
@@ -209,7 +196,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             silent: VecDeque::new(),
             stalled: VecDeque::new(),
             broadcasts: Vec::new(),
-            local: Local::new(Arc::clone(remote.topic_counts())),
+            local: Local::new(Arc::clone(remote.topic_counts()), &env),
+            env,
             blocked: VecDeque::new(),
             blocked_len_at_sweep: LISTS_LEN,
             buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),
@@ -221,7 +209,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             accept_at: None,
             stop_at: None,
             draining: None,
-            counters: Counters::default(),
         };
         worker.start();
         worker
@@ -265,25 +252,32 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.publish();
         self.flush();
         self.keep_to_budget();
+        self.record_turn();
         Ok(())
+    }
+
+    /// What can be seen from outside, at the end of a turn.
+    fn record_turn(&self) {
+        let metrics = &self.env.metrics;
+        metrics.turns.add(1);
+        metrics.connections.set(self.conns.len() as u64);
+        metrics.output_held.set(self.env.held_len as u64);
+        metrics.buffers_in_use.set(self.env.pool.in_use() as u64);
+        metrics.deferred.set(self.env.deferred as u64);
+        metrics.topics.set(self.local.pubsub.topic_count() as u64);
+        let subscriptions = self.local.pubsub.subscription_count();
+        metrics.subscriptions.set(subscriptions as u64);
+        metrics.timers.set(self.local.alarms.len() as u64);
+        if self.local.timing.is_on() {
+            let elapsed = self.backend.now().saturating_sub(self.now);
+            metrics.turn_time.record(elapsed);
+        }
     }
 
     /// Hands the kernel what the last turn has left for the next one: closes among them.
     #[cfg(any(feature = "uring", feature = "poll"))]
     pub fn submit(&mut self) {
         self.backend.submit();
-    }
-
-    /// What the worker has seen.
-    #[cfg(feature = "testkit")]
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
-
-    /// Messages that were refused for want of room.
-    #[cfg(feature = "testkit")]
-    pub fn dropped(&self) -> u64 {
-        self.env.stats.dropped + self.env.stats.refused
     }
 
     /// Connections that a drain has sent a Close frame.
@@ -322,7 +316,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             return None;
         }
         let (conn, env, mut delivery) = self.take_apart(id.key)?;
-        let result = delivery.with(conn.open_output(env)?, call);
+        let result = delivery.call(Callback::With, conn.open_output(env)?, call);
         // It may have been terminated.
         self.deliver(id.key, |_, _, _| {});
         self.after(id.key, false);
@@ -330,17 +324,27 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     /// A callback of an open connection that nothing of the connection's own has caused.
-    fn call(&mut self, key: Key, call: impl FnOnce(&mut H, &mut Context<'_, H::Data>)) {
+    fn call(
+        &mut self,
+        key: Key,
+        callback: Callback,
+        call: impl FnOnce(&mut H, &mut Context<'_, H::Data>),
+    ) {
         self.deliver(key, |conn, env, sink| {
             if let Some(output) = conn.open_output(env) {
-                sink.with(output, call);
+                sink.call(callback, output, call);
             }
         });
         self.after(key, false);
     }
 
     /// A callback that is about no connection. If it panics nothing else is harmed.
-    fn call_thread(&mut self, call: impl FnOnce(&mut H, &mut Thread<'_, H::Data>)) {
+    fn call_thread(
+        &mut self,
+        callback: Callback,
+        call: impl FnOnce(&mut H, &mut Thread<'_, H::Data>),
+    ) {
+        let began = self.local.timing.is_on().then(|| self.backend.now());
         let mut thread = Thread {
             local: &mut self.local,
             remote: &self.remote,
@@ -349,8 +353,18 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         };
         let handler = &mut self.handler;
         let call = AssertUnwindSafe(|| call(handler, &mut thread));
-        if panic::catch_unwind(call).is_err() {
-            self.counters.panics += 1;
+        let result = panic::catch_unwind(call).and_then(|()| {
+            let Some(began) = began else {
+                return Ok(());
+            };
+            let elapsed = self.backend.now().saturating_sub(began);
+            let slow = self.local.note_callback(callback, None, elapsed);
+            let handler = &mut self.handler;
+            let tell = |slow: SlowCallback| handler.on_slow_callback(&slow);
+            panic::catch_unwind(AssertUnwindSafe(|| slow.into_iter().for_each(tell)))
+        });
+        if result.is_err() {
+            self.env.metrics.panics.add(1);
             log::error!("a callback of thread {} panicked", self.number);
         }
     }
@@ -358,7 +372,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Tells the handler that the thread begins to serve.
     fn start(&mut self) {
         self.local.now = self.backend.now();
-        self.call_thread(|handler, thread| handler.on_start(thread));
+        self.call_thread(Callback::Start, |handler, thread| handler.on_start(thread));
     }
 
     /// How long the owner may wait for [`descriptor`](Self::descriptor) before the next turn; no
@@ -449,6 +463,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             match event {
                 Event::Accepted { socket, listener } => self.accept(socket, listener),
                 Event::AcceptFailed(error) => {
+                    self.env.metrics.exhausted.add(1);
                     log::warn!("accepting rests: {error}");
                     self.rest_accepting();
                 }
@@ -538,6 +553,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
         }
         alone |= batch.len() == 1;
+        if self.local.timing.is_on() {
+            let waited = self.backend.now().saturating_sub(self.now);
+            for _ in &batch {
+                self.env.metrics.ready_time.record(waited);
+            }
+        }
         let slot_len = if alone {
             HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_BUFFER_LEN)
         } else {
@@ -571,6 +592,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         match result {
             Ok(0) => self.deliver(key, |conn, env, sink| conn.handle_end_of_stream(env, sink)),
             Ok(len) => {
+                self.env.metrics.bytes_received.add(len as u64);
                 self.deliver(key, |conn, env, sink| conn.receive(buffer, len, env, sink));
                 if let Some(slot) = self.conns.get_mut(key) {
                     slot.large = len == buffer.len() - HEADROOM;
@@ -581,9 +603,33 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 }
             }
             Err(error) if reactor::would_block(&error) => return,
+            Err(error) if reactor::is_exhausted(&error) => return self.receive_again(key),
             Err(error) => return self.lose(key, error),
         }
         self.after(key, true);
+    }
+
+    /// There was no memory to receive with: nothing is lost, and the next turn tries again.
+    #[cold]
+    fn receive_again(&mut self, key: Key) {
+        self.env.metrics.exhausted.add(1);
+        if let Some(slot) = self.conns.get_mut(key)
+            && !mem::replace(&mut slot.ready, true)
+        {
+            self.ready.push_back(key);
+        }
+    }
+
+    /// There was no memory to send with. That there is again nobody announces: the next turn
+    /// tries.
+    #[cold]
+    fn send_again(&mut self, key: Key) {
+        self.env.metrics.exhausted.add(1);
+        if let Some(slot) = self.conns.get_mut(key)
+            && !mem::replace(&mut slot.touched, true)
+        {
+            self.touched.push(key);
+        }
     }
 
     /// The connection broke.
@@ -641,14 +687,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Closes a connection whose callback has panicked; `on_close` may panic as well.
     #[cold]
     fn handle_panic(&mut self, key: Key) {
-        self.counters.panics += 1;
+        self.env.metrics.panics.add(1);
         let Some((conn, env, mut delivery)) = self.take_apart(key) else {
             return;
         };
         log::error!("a callback of connection {} panicked", delivery.id);
         let call = AssertUnwindSafe(|| conn.handle_panic(env, &mut delivery));
         if panic::catch_unwind(call).is_err() {
-            self.counters.panics += 1;
+            self.env.metrics.panics.add(1);
         }
     }
 
@@ -742,6 +788,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.backend.close(slot.socket, Some(Token::new(key)));
         self.silence.clear(key.index);
         self.stall.clear(key.index);
+        self.local.timing.end_opening(key);
         self.shared.release();
         // What accepting waited for may be there again.
         if self.accept_at.is_some() {
@@ -749,11 +796,28 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
     }
 
+    /// Pauses the reading of a connection, or resumes it, as its callbacks would.
+    fn pause(&mut self, key: Key, pause: bool) {
+        self.deliver(key, |conn, env, _| {
+            if let Some(mut output) = conn.open_output(env) {
+                match pause {
+                    true => output.pause(),
+                    false => output.resume(),
+                }
+            }
+        });
+        self.after(key, false);
+    }
+
     fn take_mailbox(&mut self) {
         for _ in 0..COMMANDS_MAX {
-            let Some(command) = self.remote.mailbox(self.number).take() else {
+            let Some((command, waited)) = self.remote.mailbox(self.number).take() else {
                 break;
             };
+            self.env.metrics.commands.add(1);
+            if let Some(waited) = waited {
+                self.env.metrics.mailbox_time.record(waited);
+            }
             if let Command::Broadcast(message) = command {
                 // Those that follow each other reach each connection together.
                 self.broadcasts.push(message);
@@ -772,10 +836,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     self.local.pubsub.publish(&topic, published, None);
                 }
                 Command::PostTo(key, value) => {
-                    self.call(key, |handler, conn| handler.on_post(conn, value));
+                    self.call(key, Callback::Post, |handler, conn| {
+                        handler.on_post(conn, value);
+                    });
                 }
                 Command::Post(value) => {
-                    self.call_thread(|handler, thread| handler.on_remote(thread, value));
+                    self.call_thread(Callback::Remote, |handler, thread| {
+                        handler.on_remote(thread, value);
+                    });
                 }
                 Command::Deferred(key, answer) => {
                     self.deliver(key, |conn, env, sink| {
@@ -783,10 +851,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     });
                     self.after(key, false);
                 }
-                Command::Pause(key, pause) => self.call(key, |_, conn| match pause {
-                    true => conn.pause(),
-                    false => conn.resume(),
-                }),
+                Command::Pause(key, pause) => self.pause(key, pause),
                 Command::Terminate(key) => {
                     self.deliver(key, |conn, _, _| conn.terminate());
                     self.after(key, false);
@@ -804,7 +869,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     let data = self.handler.on_adopt(&agreed);
                     if let Err(error) = self.adopt(socket, received, &agreed, data) {
                         log::warn!("a connection is not adopted: {error}");
-                        self.counters.refused += 1;
+                        self.env.metrics.refused.add(1);
                     }
                 }
                 Command::Drain(drain) => self.begin_drain(drain),
@@ -872,9 +937,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let sent = match result {
             Ok(sent) => sent,
             Err(error) if reactor::would_block(&error) => 0,
+            Err(error) if reactor::is_exhausted(&error) => return self.send_again(key),
             Err(error) => return self.lose(key, error),
         };
         let blocked = sent < len;
+        self.env.metrics.bytes_sent.add(sent as u64);
+        self.env.metrics.backpressure.add(blocked.into());
         self.deliver(key, |conn, env, sink| {
             conn.handle_sent(sent, blocked, env, sink)
         });

@@ -1,20 +1,26 @@
+use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::OutputPolicy;
+use crate::conn::Env;
 use crate::conn::Prepared;
 use crate::conn::SendOptions;
 use crate::connect::Connect;
 use crate::error::ConfigError;
+use crate::metrics::Recorder;
 use crate::pubsub::PubSub;
 use crate::pubsub::TopicCounts;
 use crate::slab::Key;
 use crate::timer::Alarms;
 
+use super::Callback;
+use super::ConnId;
 use super::PostError;
 use super::Remote;
+use super::SlowCallback;
 
 /// What the callbacks of a thread can ask for, besides what they ask of their connection. It
 /// happens later in the turn.
@@ -26,6 +32,49 @@ pub(super) struct Local<D> {
     pub(super) alarms: Alarms<Alarm>,
     /// The beginning of the turn.
     pub(super) now: Duration,
+    pub(super) metrics: Arc<Recorder>,
+    /// Where they can be read.
+    pub(super) metrics_path: Option<Box<str>>,
+    pub(super) timing: Timing,
+}
+
+/// What is timed.
+#[derive(Debug, Default)]
+pub(super) struct Timing {
+    /// How long callbacks may take; none if nothing is timed.
+    pub(super) slow_callback: Option<Duration>,
+    /// When the connections came that are not open yet, by index.
+    openings: HashMap<u32, Duration>,
+}
+
+impl Timing {
+    pub(super) fn new(slow_callback: Option<Duration>) -> Self {
+        Self {
+            slow_callback,
+            openings: HashMap::new(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_on(&self) -> bool {
+        self.slow_callback.is_some()
+    }
+
+    /// An opening handshake begins.
+    pub(super) fn begin_opening(&mut self, key: Key, now: Duration) {
+        if self.is_on() {
+            self.openings.insert(key.index, now);
+        }
+    }
+
+    /// It has ended, in whatever way: says when it had begun.
+    pub(super) fn end_opening(&mut self, key: Key) -> Option<Duration> {
+        if self.is_on() {
+            self.openings.remove(&key.index)
+        } else {
+            None
+        }
+    }
 }
 
 /// What waits for its subscribers.
@@ -53,13 +102,34 @@ pub(super) enum Alarm {
 pub struct TimerId(Key);
 
 impl<D> Local<D> {
-    pub(super) fn new(counts: Arc<TopicCounts>) -> Self {
+    pub(super) fn new(counts: Arc<TopicCounts>, env: &Env) -> Self {
         Self {
             connects: VecDeque::new(),
             pubsub: PubSub::new(counts),
             alarms: Alarms::default(),
             now: Duration::ZERO,
+            metrics: Arc::clone(&env.metrics),
+            metrics_path: env.metrics_path.clone(),
+            timing: Timing::new(env.slow_callback),
         }
+    }
+
+    /// Records how long a callback took; says if that was too long.
+    pub(super) fn note_callback(
+        &self,
+        callback: Callback,
+        conn: Option<ConnId>,
+        elapsed: Duration,
+    ) -> Option<SlowCallback> {
+        self.metrics.callback_time.record(elapsed);
+        let slow = self.timing.slow_callback.filter(|most| elapsed > *most)?;
+        self.metrics.slow_callbacks.add(1);
+        Some(SlowCallback {
+            callback,
+            conn,
+            elapsed,
+            allowed: slow,
+        })
     }
 
     pub(super) fn set_timer(&mut self, after: Duration, alarm: Alarm) -> TimerId {

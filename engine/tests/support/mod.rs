@@ -35,6 +35,7 @@ use sockeye::Handler;
 use sockeye::Initiator;
 use sockeye::Limits;
 use sockeye::Message;
+use sockeye::Metrics;
 use sockeye::OpeningHandshake;
 use sockeye::Proxies;
 use sockeye::Remote;
@@ -42,7 +43,9 @@ use sockeye::Request;
 use sockeye::Response;
 use sockeye::Route;
 use sockeye::Server;
+use sockeye::SlowCallback;
 use sockeye::Thread;
+use sockeye::ThreadMetrics;
 use sockeye::Timeout;
 use sockeye::Upgrade;
 use sockeye::Victims;
@@ -105,6 +108,7 @@ pub enum Record {
     Drain(ConnId),
     Dropped(ConnId, Dropped),
     Chunk(ConnId, Vec<u8>, bool, bool),
+    Slow(SlowCallback),
     Close(ConnId, Ended),
     DataDropped(u32),
 }
@@ -386,6 +390,10 @@ impl Handler for Probe {
         (self.on_drain)(conn);
     }
 
+    fn on_slow_callback(&mut self, slow: &SlowCallback) {
+        self.log.push(Record::Slow(*slow));
+    }
+
     fn on_close(&mut self, conn: &mut Context<'_, Data>, closed: &Closed<'_>) {
         self.log.push(Record::Close(conn.id(), Ended::new(closed)));
         (self.on_close)(conn);
@@ -424,6 +432,8 @@ pub struct Settings {
     pub per_address_max: Option<u32>,
     pub accept_rate_max: u32,
     pub health_path: Option<&'static str>,
+    pub metrics_path: Option<&'static str>,
+    pub slow_callback: Option<Duration>,
     /// TLS of its own, where there is TLS.
     pub tls: Option<sockeye::tls::ServerTls>,
 }
@@ -442,6 +452,21 @@ pub enum Place {
     Blocking(Box<Settings>, mpsc::Sender<client::Error>),
     Live(Option<Handle>),
     Sim(Rc<RefCell<SimServer<Probe>>>),
+}
+
+impl Running {
+    /// A server on the simulated network.
+    pub fn simulated(settings: SimSettings, probe: Probe) -> Self {
+        let (log, tls) = (probe.log.clone(), settings.tls.is_some());
+        let server = SimServer::new(settings, probe);
+        Self {
+            place: Place::Sim(Rc::new(RefCell::new(server))),
+            log,
+            tls,
+            failures: None,
+            listener: None,
+        }
+    }
 }
 
 impl World {
@@ -483,6 +508,8 @@ impl World {
             let settings = SimSettings {
                 proxies: settings.proxies,
                 health_path: settings.health_path.map(Into::into),
+                metrics_path: settings.metrics_path.map(Into::into),
+                slow_callback: settings.slow_callback,
                 deferred_max: settings.deferred_max.unwrap_or(1024),
                 per_address_max: settings.per_address_max,
                 accept_rate_max: settings.accept_rate_max,
@@ -501,14 +528,7 @@ impl World {
                     ..Faults::all()
                 },
             };
-            let server = SimServer::new(settings, probe);
-            return Running {
-                place: Place::Sim(Rc::new(RefCell::new(server))),
-                log,
-                tls: self.is_tls(),
-                failures: None,
-                listener: None,
-            };
+            return Running::simulated(settings, probe);
         }
         let mut builder = Server::builder()
             .handler(move |_| probe.clone())
@@ -533,6 +553,12 @@ impl World {
         }
         if let Some(path) = settings.health_path {
             builder = builder.health_path(path);
+        }
+        if let Some(path) = settings.metrics_path {
+            builder = builder.metrics_path(path);
+        }
+        if let Some(allowed) = settings.slow_callback {
+            builder = builder.slow_callback(allowed);
         }
         builder = builder.accept_rate_max(settings.accept_rate_max);
         for (pattern, route) in settings.routes {
@@ -767,6 +793,34 @@ impl Running {
         let closes = self.closes(1);
         assert_eq!(closes.len(), 1);
         closes[0].clone()
+    }
+
+    /// What the server has seen so far.
+    pub fn metrics(&self) -> Metrics {
+        match &self.place {
+            Place::Blocking(..) => panic!("no server"),
+            Place::Live(handle) => handle.as_ref().unwrap().metrics(),
+            Place::Sim(server) => server.borrow().metrics(),
+        }
+    }
+
+    /// Waits until the server has seen this; gives what it has seen, of all threads.
+    pub fn wait_metrics(&self, done: impl Fn(&ThreadMetrics) -> bool) -> ThreadMetrics {
+        let start = Instant::now();
+        for attempt in 0_u64.. {
+            let total = self.metrics().total();
+            if done(&total) {
+                return total;
+            }
+            let in_vain = attempt > 1_000 && (self.is_sim() || start.elapsed() > PATIENCE);
+            assert!(!in_vain, "waited in vain: {total:?}");
+            match attempt {
+                0..100 => self.turn(1),
+                _ => self.pass(Duration::from_millis(250)),
+            }
+            std::thread::yield_now();
+        }
+        unreachable!("there is no end of attempts")
     }
 
     /// Waits until no connection is left.
