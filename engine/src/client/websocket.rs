@@ -475,6 +475,19 @@ impl<S: Read + Write> WebSocket<S> {
         self.flush()
     }
 
+    /// Sends a value as JSON, in a text message. [`Message::json`] reads one.
+    ///
+    /// # Errors
+    /// As [`write_message`](Self::write_message); [`Error::Io`] with
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if the value cannot be written as JSON:
+    /// nothing was sent.
+    #[cfg(feature = "json")]
+    pub fn write_json(&mut self, value: &(impl serde::Serialize + ?Sized)) -> Result<(), Error> {
+        let text = serde_json::to_string(value)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        self.write_message(&text)
+    }
+
     /// Queues a message, which [`flush`](Self::flush) or the next write sends: several leave
     /// together.
     ///

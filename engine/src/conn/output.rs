@@ -144,6 +144,18 @@ impl<D> Output<'_, D> {
         self.state.push_data(message, self.env)
     }
 
+    /// A buffer to encode a message in, for [`put_buffer`](Self::put_buffer) to take back.
+    #[cfg(feature = "json")]
+    pub fn take_buffer(&mut self) -> Vec<u8> {
+        self.env.pool.take()
+    }
+
+    /// Takes it back.
+    #[cfg(feature = "json")]
+    pub fn put_buffer(&mut self, buffer: Vec<u8>) {
+        self.env.pool.put(buffer);
+    }
+
     /// Queues a message with a policy of its own.
     pub fn send_with(&mut self, message: Message<'_>, options: &SendOptions) -> SendResult {
         let outgoing = Outgoing::Copied(message.opcode(), message.payload());

@@ -47,6 +47,15 @@ impl Prepared {
         Self::owned(Opcode::Text, text.into().into())
     }
 
+    /// A text message: a value as JSON.
+    ///
+    /// # Errors
+    /// The value cannot be written as JSON: a map whose keys are no strings, say.
+    #[cfg(feature = "json")]
+    pub fn json(value: &(impl serde::Serialize + ?Sized)) -> serde_json::Result<Self> {
+        serde_json::to_string(value).map(Self::text)
+    }
+
     /// A binary message.
     pub fn binary(payload: impl Into<Bytes>) -> Self {
         Self::owned(Opcode::Binary, payload.into())

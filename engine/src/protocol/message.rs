@@ -76,6 +76,19 @@ impl<'a> Message<'a> {
         !matches!(self.payload, Payload::Binary(_))
     }
 
+    /// The value that the payload is as JSON, whether the message is text or binary. What it
+    /// borrows it borrows from the message.
+    ///
+    /// # Errors
+    /// It is not JSON, or not such a value.
+    #[cfg(feature = "json")]
+    pub fn json<T: serde::Deserialize<'a>>(&self) -> serde_json::Result<T> {
+        match self.payload {
+            Payload::Text(text) => serde_json::from_str(text),
+            Payload::CheckedText(bytes) | Payload::Binary(bytes) => serde_json::from_slice(bytes),
+        }
+    }
+
     /// A copy that outlives the buffer.
     pub fn to_owned_message(&self) -> OwnedMessage {
         match self.as_str() {

@@ -103,7 +103,7 @@ mod tests {
         }
         alarms.set(Duration::from_nanos(10_001), 5);
         assert_eq!(alarms.next(), Some(Duration::from_micros(10)));
-        assert_eq!(due(&mut alarms, 9), []);
+        assert!(due(&mut alarms, 9).is_empty());
         assert_eq!(due(&mut alarms, 10), [1, 4]);
         assert_eq!(due(&mut alarms, 11), [5]);
         assert_eq!(due(&mut alarms, 100), [2, 3]);

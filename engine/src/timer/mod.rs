@@ -171,7 +171,7 @@ mod tests {
             deadlines.set(2, 3);
             deadlines.advance(ms(1_000 * second), &mut expired);
         }
-        assert_eq!(expired, []);
+        assert!(expired.is_empty());
         assert!(deadlines.is_set(2));
         assert!(!deadlines.is_set(1));
     }

@@ -298,6 +298,22 @@ impl<D> Context<'_, D> {
         self.output.send_with(message, options)
     }
 
+    /// Sends a value as JSON, in a text message.
+    ///
+    /// # Errors
+    /// The value cannot be written as JSON: a map whose keys are no strings, say. Nothing is sent.
+    #[cfg(feature = "json")]
+    pub fn send_json(
+        &mut self,
+        value: &(impl serde::Serialize + ?Sized),
+    ) -> serde_json::Result<SendResult> {
+        let mut text = self.output.take_buffer();
+        let written = serde_json::to_writer(&mut text, value);
+        let result = written.map(|()| self.send(Message::checked(true, &text)));
+        self.output.put_buffer(text);
+        result
+    }
+
     /// Sends a message that was encoded before, and that others may get as well. Large ones are
     /// not copied.
     pub fn send_prepared(&mut self, message: &Prepared) -> SendResult {

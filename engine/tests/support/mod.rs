@@ -1233,7 +1233,7 @@ impl Link {
                 }
             }
             if !self.fill() {
-                assert_eq!(self.received, [], "the stream ended inside a frame");
+                assert!(self.received.is_empty(), "the stream ended inside a frame");
                 return None;
             }
         }
