@@ -8,6 +8,12 @@ use std::io;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
+    /// Nothing was said of where to listen.
+    #[error("no address to listen on was given")]
+    NoAddress,
+    /// A server that is to listen nowhere was given an address.
+    #[error("an address was given, and the server is to listen nowhere")]
+    SurplusAddress,
     /// The text is no address to listen on.
     #[error("not an address: {0:?} (wanted HOST:PORT or unix:PATH)")]
     Address(String),

@@ -23,7 +23,9 @@ use sockeye::Context;
 use sockeye::Engine;
 use sockeye::Handler;
 use sockeye::Message;
+use sockeye::OriginPolicy;
 use sockeye::OutputPolicy;
+use sockeye::Route;
 use sockeye::Server;
 use sockeye::protocol::Opcode;
 
@@ -230,4 +232,90 @@ fn descriptor_is_readable_whenever_there_is_something_to_do() {
             "{backend:?} {direct}: {waits_in_vain} waits"
         );
     }
+}
+
+/// The requests that `Agreed::answer` takes and refuses, as the engine's own handshake does.
+#[test]
+fn answer_is_that_of_the_engines_own_handshake() {
+    let route = Route::default().subprotocols(["chat", "log"]);
+    let request = |change: &dyn Fn(http::request::Builder) -> http::request::Builder| {
+        let builder = http::Request::get("/rooms/7?a=b")
+            .header("Host", "example.com")
+            .header("Upgrade", "websocket")
+            .header("Connection", "keep-alive, Upgrade")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+        change(builder).body(()).unwrap()
+    };
+    let plain = request(&|builder| builder);
+    let (answer, agreed) = Agreed::answer(&plain, &route).expect("it is legal");
+    assert_eq!(answer.status(), 101);
+    let header = |name: &str| {
+        answer
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap())
+    };
+    assert_eq!(
+        header("Sec-WebSocket-Accept"),
+        Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    );
+    assert_eq!(header("Sec-WebSocket-Protocol"), None);
+    assert_eq!(agreed.requested_path(), Some("/rooms/7"));
+
+    let offers = request(&|builder| builder.header("Sec-WebSocket-Protocol", "x, log, chat"));
+    let (answer, _) = Agreed::answer(&offers, &route).expect("it is legal");
+    assert_eq!(answer.headers()["Sec-WebSocket-Protocol"], "chat");
+
+    let refused = |change: &dyn Fn(http::request::Builder) -> http::request::Builder| {
+        Agreed::answer(&request(change), &route).expect_err("it is refused")
+    };
+    assert_eq!(
+        refused(&|b| b.header("Origin", "http://evil.example")).status(),
+        403
+    );
+    assert_eq!(refused(&|b| b.method("POST")).status(), 405);
+    assert_eq!(
+        refused(&|b| b.version(http::Version::HTTP_10)).status(),
+        400
+    );
+    assert_eq!(refused(&|b| b.header("Content-Length", "1")).status(), 400);
+    assert_eq!(
+        refused(&|b| b.header("Sec-WebSocket-Key", "x")).status(),
+        400
+    );
+    let version = refused(&|b| b.header("Sec-WebSocket-Version", "8"));
+    assert_eq!(version.status(), 426);
+    assert_eq!(version.headers()["Sec-WebSocket-Version"], "13");
+    let any = Route::default().origins(OriginPolicy::Any);
+    let foreign = request(&|b| b.header("Origin", "http://evil.example"));
+    assert!(Agreed::answer(&foreign, &any).is_ok());
+}
+
+#[test]
+fn server_without_a_listener_says_what_is_wrong_with_one() {
+    let builder = || Server::builder().handler(|_| Echo).threads(1);
+    let surplus = builder().listen("127.0.0.1:0").without_listener();
+    let text = surplus.err().expect("it has an address").to_string();
+    assert!(text.contains("listen nowhere"), "{text}");
+    let text = builder()
+        .bind_inherited()
+        .err()
+        .expect("no address")
+        .to_string();
+    assert!(text.contains("no address"), "{text}");
+
+    let server = builder().without_listener().unwrap().spawn().unwrap();
+    assert_eq!(server.local_addrs(), []);
+    let (mut client, far) = UnixStream::pair().unwrap();
+    server
+        .remote()
+        .adopt(far, [], Agreed::new().path("/a"))
+        .unwrap();
+    let mut greeting = [0; 2];
+    client.read_exact(&mut greeting).unwrap();
+    assert_eq!(greeting[0], 0x81);
+    drop(client);
+    server.shutdown();
+    server.join().unwrap();
 }

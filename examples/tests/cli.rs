@@ -11,7 +11,15 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
-const EXAMPLES: [&str; 5] = ["echo", "broadcast", "autobahn", "chat", "drain"];
+const EXAMPLES: [&str; 7] = [
+    "echo",
+    "broadcast",
+    "autobahn",
+    "chat",
+    "drain",
+    "axum",
+    "in_tokio",
+];
 
 /// `cargo test` builds the examples beside the tests.
 fn program(name: &str) -> PathBuf {
@@ -351,4 +359,99 @@ fn drain_ends_on_sigterm_when_its_clients_have_gone() {
     drop(streams);
     let status = running.process.wait().expect("it ends");
     assert!(status.success(), "{status}");
+}
+
+/// The status of the answer to a request for a WebSocket, with one more header line.
+fn status(server: &Running, path: &str, header: &str) -> String {
+    let mut stream = server.connect();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{header}\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut line = String::new();
+    let read = BufReader::new(stream).read_line(&mut line);
+    read.expect("an answer");
+    line.split(' ').nth(1).expect("a status").to_owned()
+}
+
+/// Upgrades, whatever headers the answer has.
+fn enter(server: &Running, path: &str) -> TcpStream {
+    let mut stream = server.connect();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("an answer");
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).expect("text").to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="));
+    stream
+}
+
+#[test]
+fn axum_hands_connections_over() {
+    let mut backends = vec!["poll"];
+    if uring_works() {
+        backends.push("uring");
+    }
+    for backend in backends {
+        let server = Running::start("axum", &["--backend", backend]);
+        assert_eq!(status(&server, "/rooms/a", ""), "401");
+        let room = "/rooms/a?token=secret";
+        assert_eq!(
+            status(&server, room, "Origin: http://evil.example\r\n"),
+            "403"
+        );
+        assert_eq!(status(&server, room, "Content-Length: 0\r\n"), "400");
+        assert_eq!(status(&server, "/nowhere", ""), "404");
+        let mut ann = enter(&server, room);
+        say(&mut ann, "I am here");
+        hear(&mut ann, "I am here");
+        let mut bob = enter(&server, room);
+        let mut eve = enter(&server, "/rooms/b?token=secret");
+        say(&mut bob, "hello");
+        hear(&mut bob, "hello");
+        hear(&mut ann, "hello");
+        say(&mut eve, "nobody hears me");
+        hear(&mut eve, "nobody hears me");
+        say(&mut ann, "still here?");
+        hear(&mut bob, "still here?");
+        hear(&mut ann, "still here?");
+    }
+}
+
+#[test]
+fn engine_and_tasks_share_a_thread_of_tokio() {
+    let mut backends = vec!["poll"];
+    if uring_works() {
+        backends.push("uring");
+    }
+    for backend in backends {
+        let server = Running::start("in_tokio", &["--backend", backend]);
+        let mut stream = enter(&server, "/");
+        // What comes is an echo, or the time of tokio's task: both come.
+        let (mut echoes, mut times) = (0, 0);
+        say(&mut stream, "echo");
+        while echoes < 100 || times < 2 {
+            let mut header = [0; 2];
+            stream.read_exact(&mut header).expect("a frame");
+            let mut payload = vec![0; header[1].into()];
+            stream.read_exact(&mut payload).expect("a frame");
+            if payload == b"echo" {
+                echoes += 1;
+                say(&mut stream, "echo");
+            } else {
+                let seconds = String::from_utf8(payload).expect("text");
+                assert!(seconds.parse::<u64>().is_ok(), "{seconds}");
+                times += 1;
+            }
+        }
+    }
 }

@@ -1,11 +1,18 @@
 use std::net::SocketAddr;
 
+use crate::config::Route;
+use crate::http1::Request;
+use crate::http1::Response;
 use crate::protocol::Role;
+use crate::protocol::handshake::UpgradeRequest;
 
 use super::Conn;
 use super::Env;
 use super::Phase;
 use super::Sink;
+use super::handshake::choose_subprotocol;
+use super::handshake::is_origin_allowed;
+use super::handshake::refusal;
 
 /// What was agreed about a connection whose opening handshake somebody else has made: another
 /// HTTP server in this process, or a process before this one.
@@ -27,6 +34,64 @@ impl Agreed {
     /// No subprotocol, and the builder's limits.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Checks the request for a WebSocket that another HTTP server has received (RFC 6455 §4.2.1),
+    /// and makes the answer that accepts it. The origin and the subprotocol are as `route` says:
+    /// pages of other hosts are refused by default. The path is kept, for the route that applies
+    /// here ([`path`](Self::path)).
+    ///
+    /// # Errors
+    /// The answer to a request that is refused.
+    #[allow(
+        clippy::result_large_err,
+        reason = "both are responses, made once a connection"
+    )]
+    pub fn answer<B>(
+        request: &http::Request<B>,
+        route: &Route,
+    ) -> Result<(http::Response<()>, Self), http::Response<String>> {
+        let is_http_1_1 = request.version() == http::Version::HTTP_11;
+        let named = request.headers().iter();
+        let headers: Vec<httparse::Header<'_>> = named
+            .map(|(name, value)| httparse::Header {
+                name: name.as_str(),
+                value: value.as_bytes(),
+            })
+            .collect();
+        let head = Request::from_parts(
+            request.method().as_str(),
+            request
+                .uri()
+                .path_and_query()
+                .map_or("/", |path| path.as_str()),
+            is_http_1_1.into(),
+            &headers,
+        );
+        let checked = UpgradeRequest::check(head).map_err(|error| to_http(&refusal(error)))?;
+        if !is_origin_allowed(&head, &route.origins) {
+            return Err(to_http(&Response::text(403)));
+        }
+        let chosen = choose_subprotocol(&checked, &route.subprotocols);
+        let accept_key = checked.accept_key();
+        let mut answer = http::Response::builder()
+            .status(101)
+            .header("Upgrade", "websocket")
+            .header("Connection", "Upgrade")
+            .header("Sec-WebSocket-Accept", &accept_key[..]);
+        if let Some(name) = chosen {
+            answer = answer.header("Sec-WebSocket-Protocol", name);
+        }
+        let agreed = Self {
+            subprotocol: chosen.map(Into::into),
+            path: Some(request.uri().path().into()),
+            client: None,
+        };
+        match answer.body(()) {
+            Ok(answer) => Ok((answer, agreed)),
+            // A subprotocol of the route that is no token: it cannot be offered either.
+            Err(_) => Err(to_http(&Response::text(500))),
+        }
     }
 
     /// The subprotocol that the answer has named.
@@ -55,6 +120,16 @@ impl Agreed {
     pub fn requested_path(&self) -> Option<&str> {
         self.path.as_deref()
     }
+}
+
+/// A response of ours as one of the crate `http`; the server that sends it frames the body.
+fn to_http(response: &Response) -> http::Response<String> {
+    let mut builder = http::Response::builder().status(response.status());
+    for (name, value) in response.header_lines() {
+        builder = builder.header(name, value);
+    }
+    let body = String::from_utf8_lossy(response.body_bytes()).into_owned();
+    builder.body(body).expect("its headers have been checked")
 }
 
 impl<D> Conn<D> {

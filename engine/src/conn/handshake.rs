@@ -280,14 +280,10 @@ impl<D> Conn<D> {
             Answer::Defer => unreachable!("it has been looked for"),
         };
         // RFC 6455 §4.2.2: one that the client has offered, or none.
-        let is_offered = |name: &str| request.subprotocols().any(|offer| offer == name);
         let spoken = &env.route(self.state.route).route.subprotocols;
         let chosen = match &wanted {
-            Some(name) => Some(name.as_ref()).filter(|name| is_offered(name)),
-            None => spoken
-                .iter()
-                .map(String::as_str)
-                .find(|name| is_offered(name)),
+            Some(name) => Some(name.as_ref()).filter(|name| is_offered(request, name)),
+            None => choose_subprotocol(request, spoken),
         };
         self.state.set_subprotocol(chosen, env);
         let mut head = env.pool.take();
@@ -336,7 +332,20 @@ impl<D> Conn<D> {
     }
 }
 
-fn is_origin_allowed(request: &Request<'_>, policy: &OriginPolicy) -> bool {
+fn is_offered(request: &UpgradeRequest<'_>, name: &str) -> bool {
+    request.subprotocols().any(|offer| offer == name)
+}
+
+/// The first that is spoken and was offered.
+pub(super) fn choose_subprotocol<'s>(
+    request: &UpgradeRequest<'_>,
+    spoken: &'s [String],
+) -> Option<&'s str> {
+    let mut spoken = spoken.iter().map(String::as_str);
+    spoken.find(|name| is_offered(request, name))
+}
+
+pub(super) fn is_origin_allowed(request: &Request<'_>, policy: &OriginPolicy) -> bool {
     let mut origins = request.header_values("Origin");
     let patterns = match policy {
         OriginPolicy::Any => return true,
@@ -355,7 +364,7 @@ fn is_origin_allowed(request: &Request<'_>, policy: &OriginPolicy) -> bool {
     }
 }
 
-fn refusal(error: HandshakeError) -> Response {
+pub(super) fn refusal(error: HandshakeError) -> Response {
     let body = format!("{error}\n");
     let response = Response::new(error.status()).body("text/plain", body);
     match error {

@@ -60,6 +60,21 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// A head that somebody else has parsed, with HTTP/1.`minor_version`.
+    pub fn from_parts(
+        method: &'a str,
+        target: &'a str,
+        minor_version: u8,
+        headers: &'a [httparse::Header<'a>],
+    ) -> Self {
+        Self {
+            method,
+            target,
+            minor_version,
+            headers,
+        }
+    }
+
     /// The method, as sent: `GET`.
     pub fn method(&self) -> &'a str {
         self.method

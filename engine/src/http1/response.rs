@@ -85,6 +85,12 @@ impl Response {
         &self.body
     }
 
+    /// The headers that have been set, in their order.
+    pub fn header_lines(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.headers.split_terminator("\r\n");
+        lines.filter_map(|line| line.split_once(": "))
+    }
+
     /// Appends the head to `output`.
     pub fn write_head(&self, output: &mut Vec<u8>) {
         let phrase = reason_phrase(self.status);

@@ -358,7 +358,20 @@ impl<M: MakeHandler> Builder<M> {
     /// As for [`bind`](Self::bind); also if nothing has been said, or a socket cannot listen.
     pub fn bind_inherited(self) -> Result<Server<M>> {
         if self.settings.inherited.is_empty() && self.settings.addresses.is_empty() {
-            return Err(ConfigError::Address("none was given".to_owned()).into());
+            return Err(ConfigError::NoAddress.into());
+        }
+        self.bind_all()
+    }
+
+    /// A server that listens nowhere: its connections are made
+    /// ([`Remote::connect`](crate::Remote::connect)) or handed over
+    /// ([`Remote::adopt`](crate::Remote::adopt)).
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind); also if an address was given.
+    pub fn without_listener(self) -> Result<Server<M>> {
+        if !self.settings.inherited.is_empty() || !self.settings.addresses.is_empty() {
+            return Err(ConfigError::SurplusAddress.into());
         }
         self.bind_all()
     }

@@ -67,6 +67,9 @@ enum Mechanism {
 
 impl<M: MakeHandler> Server<M> {
     /// Where it listens: the first address.
+    ///
+    /// # Panics
+    /// It listens nowhere ([`Builder::without_listener`]).
     pub fn local_addr(&self) -> &Address {
         &self.addresses[0]
     }
@@ -275,6 +278,9 @@ pub struct Handle {
 
 impl Handle {
     /// Where it listens: the first address.
+    ///
+    /// # Panics
+    /// It listens nowhere ([`Builder::without_listener`]).
     pub fn local_addr(&self) -> &Address {
         &self.addresses[0]
     }
