@@ -2,71 +2,46 @@
 
 use std::io;
 use std::io::IoSlice;
-use std::mem;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
+use rustix::io::retry_on_intr;
+use rustix::net;
+use rustix::net::RecvFlags;
+use rustix::net::SendAncillaryBuffer;
+use rustix::net::SendFlags;
 use socket2::SockRef;
 use socket2::Socket;
 
 use super::PeerAddr;
 
+/// Of sends: no waiting, and no signal if the peer is gone.
 #[cfg(target_os = "linux")]
-pub(super) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 #[cfg(not(target_os = "linux"))]
-pub(super) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT;
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT;
 
-fn check(result: isize) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-/// Receives without waiting.
+/// Receives without waiting. Not by the C library, whose call is a point of cancellation: that
+/// costs as much as the rest of what happens outside the kernel.
 #[inline]
 pub(super) fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        // SAFETY: `buffer` is writable for its length until the call returns.
-        let result = unsafe {
-            libc::recv(
-                fd,
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                libc::MSG_DONTWAIT,
-            )
-        };
-        match check(result) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
+    // SAFETY: the descriptor is open: its owner has not closed it.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut receive = || net::recv(fd, &mut *buffer, RecvFlags::DONTWAIT);
+    let (received, _) = retry_on_intr(&mut receive)?;
+    Ok(received)
 }
 
 /// Sends without waiting, as much as the kernel takes.
 #[inline]
 pub(super) fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    loop {
-        let result = if let [slice] = slices {
-            // SAFETY: `slice` is readable for its length until the call returns.
-            unsafe { libc::send(fd, slice.as_ptr().cast(), slice.len(), SEND_FLAGS) }
-        } else {
-            let message = message_of(slices);
-            // SAFETY: `message` points to `slices`, which are readable until the call returns.
-            unsafe { libc::sendmsg(fd, &raw const message, SEND_FLAGS) }
-        };
-        match check(result) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-/// A message header that points to `slices`.
-pub(super) fn message_of(slices: &[IoSlice<'_>]) -> libc::msghdr {
-    // SAFETY: all zeros is a valid `msghdr`: null pointers and zero lengths.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    // `IoSlice` has the layout of `iovec` on Unix.
-    message.msg_iov = slices.as_ptr().cast_mut().cast();
-    message.msg_iovlen = slices.len() as _;
-    message
+    // SAFETY: the descriptor is open: its owner has not closed it.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let sent = retry_on_intr(|| match slices {
+        [slice] => net::send(fd, slice, SEND_FLAGS),
+        _ => net::sendmsg(fd, slices, &mut SendAncillaryBuffer::default(), SEND_FLAGS),
+    })?;
+    Ok(sent)
 }
 
 /// The other end of a connection.
@@ -118,7 +93,11 @@ fn set_ip_option(socket: &Socket, option: i32, value: u32) -> io::Result<()> {
     // SAFETY: four bytes are readable at `value` until the call returns.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, option, value, len) };
-    check(result as isize).map(|_| ())
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Closes a descriptor that its caller owns.

@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::HashSet;
 use std::io;
+use std::io::IoSlice;
 use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
@@ -522,6 +523,16 @@ impl UringBackend {
     }
 }
 
+/// A message header that points to `slices`.
+fn message_of(slices: &[IoSlice<'_>]) -> libc::msghdr {
+    // SAFETY: all zeros is a valid `msghdr`: null pointers and zero lengths.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    // `IoSlice` has the layout of `iovec` on Unix.
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len() as _;
+    message
+}
+
 impl Backend for UringBackend {
     type Socket = UringSocket;
 
@@ -653,14 +664,14 @@ impl Backend for UringBackend {
         self.messages.clear();
         // The entries point into it: it must not grow.
         self.messages.reserve(ops.len());
-        let flags = sys::SEND_FLAGS | libc::MSG_WAITALL;
+        let flags = sys::SEND_FLAGS.bits() as i32 | libc::MSG_WAITALL;
         for (index, op) in ops.iter_mut().enumerate() {
             let entry = if let [slice] = &op.slices[..] {
                 entry!(op.socket, fd => opcode::Send::new(fd, slice.as_ptr(), slice.len() as u32)
                     .flags(flags)
                     .build())
             } else {
-                self.messages.push(sys::message_of(&op.slices));
+                self.messages.push(message_of(&op.slices));
                 let message = &raw const self.messages[self.messages.len() - 1];
                 entry!(op.socket, fd => opcode::SendMsg::new(fd, message)
                     .flags(flags as u32)
