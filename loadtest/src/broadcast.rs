@@ -1,12 +1,16 @@
-//! Fan-out: a server that sends every message to all of its connections. The next message is
-//! published when the last receiver has the one before.
+//! Fan-out: a server that sends every message to all of its connections. The next messages are
+//! published when the last receiver has those before. Others may be there that never read; what
+//! they cost shows in the times of those that do, whose pings are answered and whose closing
+//! handshakes are made meanwhile.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use hdrhistogram::Histogram;
 use sockeye::Closed;
 use sockeye::Context;
 use sockeye::Handler;
@@ -26,6 +30,7 @@ use crate::payload::Payloads;
 use crate::report::Latency;
 use crate::report::Report;
 use crate::sizes::Sizes;
+use crate::slow;
 use crate::watch::Watch;
 
 /// Not known yet.
@@ -38,6 +43,10 @@ pub struct Plan {
     pub target: Target,
     /// Receivers; the first of them publishes.
     pub connections: usize,
+    /// Messages that are published at once.
+    pub burst: u64,
+    /// Receivers besides, that never read.
+    pub stalled: usize,
     /// What messages consist of.
     pub kind: Kind,
     /// How long they are.
@@ -59,7 +68,13 @@ struct Fan {
     base: Base,
     payloads: Payloads,
     publisher: Arc<Publisher>,
+    pings: u64,
+    /// Round trips of its pings.
+    pongs: Histogram<u64>,
 }
+
+/// How often one of the receivers pings.
+const PING_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Load for Fan {
     fn base(&mut self) -> &mut Base {
@@ -86,6 +101,12 @@ impl Handler for Fan {
         self.base.note(now_ns.saturating_sub(sent_at_ns));
     }
 
+    fn on_pong(&mut self, _: &mut Context<'_, u64>, _: &[u8], round_trip: Option<Duration>) {
+        if let Some(round_trip) = round_trip {
+            self.pongs.saturating_record(round_trip.as_nanos() as u64);
+        }
+    }
+
     fn on_close(&mut self, _: &mut Context<'_, u64>, closed: &Closed<'_>) {
         self.base.closed(closed);
     }
@@ -97,6 +118,10 @@ impl Handler for Fan {
 /// The first thing that was wrong: a message that was altered, lost, doubled or out of order,
 /// or a connection that ended.
 pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
+    let stalled: Result<Vec<_>, _> = (0..plan.stalled)
+        .map(|number| slow::open(plan.target.connect(number)))
+        .collect();
+    let stalled = stalled?;
     let payloads = Payloads::new(plan.kind, &plan.sizes)?;
     let connections = plan.connections as u64;
     let mut report = Report {
@@ -114,6 +139,8 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
             base: Base::default(),
             payloads: payloads.clone(),
             publisher: Arc::clone(&publisher),
+            pings: 0,
+            pongs: crew::histogram(),
         };
         let mut seat = Seat::new(run, index, &plan.target, fan)?;
         let share = seat.share(plan.connections);
@@ -122,10 +149,15 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
         let mut last = crew::histogram();
         if index == 0 {
             let mut published = 0;
+            let mut pinged_at = Instant::now();
             while run.step() != ENDING {
                 let sent_at = Instant::now();
-                publish(&mut seat, &publisher, published)?;
-                published += 1;
+                if sent_at - pinged_at >= PING_INTERVAL {
+                    pinged_at = sent_at;
+                    ping(&mut seat);
+                }
+                publish(&mut seat, &publisher, published..published + plan.burst)?;
+                published += plan.burst;
                 wait_for_last(&mut seat, connections * published)?;
                 if run.step() == MEASURING {
                     last.saturating_record(sent_at.elapsed().as_nanos() as u64);
@@ -135,29 +167,56 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
             publisher.deliveries.store(deliveries, Ordering::Release);
         }
         seat.turn_until(|_| publisher.deliveries.load(Ordering::Acquire) != UNKNOWN)?;
+        seat.turn_until(|fan| fan.pongs.len() == fan.pings)?;
         seat.close_where(|_| true);
         seat.turn_until_closed()?;
-        let base = &seat.engine.handler().base;
-        Ok((base.latency.clone(), last))
+        let fan = seat.engine.handler();
+        Ok((fan.base.latency.clone(), last, fan.pongs.clone()))
     };
     let (done, ()) = crew::assemble(plan.target.threads, work, |run| {
         watch.measure(run, connections, connections, &mut report)
     })?;
-    let (each, last): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+    drop(stalled);
+    let (each, last, pongs): (Vec<_>, Vec<_>, Vec<_>) = done.into_iter().collect();
     let last = Latency::new("last receiver", &crew::merge(&last));
     report.latencies.push(last);
     let each = Latency::new("each receiver", &crew::merge(&each));
     report.latencies.push(each);
+    let pongs = Latency::new("pong", &crew::merge(&pongs));
+    report.latencies.push(pongs);
+    if plan.stalled > 0 {
+        report.figure("receivers that never read", plan.stalled as f64, "");
+    }
     Ok(report)
 }
 
-fn publish(seat: &mut Seat<'_, Fan>, publisher: &Publisher, number: u64) -> Result<(), String> {
+/// One of the receivers pings.
+fn ping(seat: &mut Seat<'_, Fan>) {
+    let fan = seat.engine.handler();
+    let index = fan.pings as usize % fan.base.ids.len().max(1);
+    let Some(id) = fan.base.ids.get(index).copied() else {
+        return;
+    };
+    let sent = seat.engine.with(id, |_, conn| conn.ping(b""));
+    // What has ended has been noted where it ended.
+    if sent.is_some() {
+        seat.engine.handler().pings += 1;
+    }
+}
+
+fn publish(
+    seat: &mut Seat<'_, Fan>,
+    publisher: &Publisher,
+    numbers: Range<u64>,
+) -> Result<(), String> {
     let first = seat.engine.handler().base.ids.first().copied();
     let first = first.ok_or("nobody publishes")?;
     let now_ns = publisher.epoch.elapsed().as_nanos() as u64;
     publisher.sent_at_ns.store(now_ns, Ordering::Relaxed);
     let sent = seat.engine.with(first, |fan, conn| {
-        conn.send(fan.payloads.message(number));
+        for number in numbers {
+            conn.send(fan.payloads.message(number));
+        }
     });
     sent.ok_or_else(|| "the publisher's connection ended".to_owned())
 }
@@ -205,6 +264,8 @@ mod tests {
             let plan = Plan {
                 target,
                 connections: 5,
+                burst: threads as u64,
+                stalled: threads - 1,
                 kind: Kind::Binary,
                 sizes: Sizes::fixed(100),
             };

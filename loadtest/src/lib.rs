@@ -9,6 +9,7 @@ pub mod churn;
 pub mod conformance;
 pub mod connections;
 pub mod crew;
+pub mod drain;
 pub mod echo;
 pub mod html;
 pub mod payload;

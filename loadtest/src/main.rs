@@ -30,6 +30,7 @@ use sockeye_loadtest::conformance;
 use sockeye_loadtest::conformance::Verdict;
 use sockeye_loadtest::connections;
 use sockeye_loadtest::crew::Target;
+use sockeye_loadtest::drain;
 use sockeye_loadtest::echo;
 use sockeye_loadtest::html;
 use sockeye_loadtest::payload::Kind;
@@ -86,6 +87,20 @@ enum Scenario {
     Broadcast {
         #[command(flatten)]
         common: Common,
+        /// Messages that are published at once, before the next are.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+        burst: u32,
+        /// Receivers besides, that never read.
+        #[arg(long, default_value_t = 0)]
+        stalled: u16,
+    },
+    /// A server that lets its clients go when it is sent SIGTERM: when each is told, and how.
+    Drain {
+        #[command(flatten)]
+        common: Common,
+        /// Seconds over which the server lets its clients go.
+        #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+        window: f64,
     },
     /// Each connection is made, echoes one message, and closes; another takes its place.
     Churn {
@@ -346,15 +361,34 @@ fn run(cli: Cli) -> Result<(), String> {
             };
             common.tell(connections::run(&plan, &common.watch())?)
         }
-        Scenario::Broadcast { common } => {
+        Scenario::Broadcast {
+            common,
+            burst,
+            stalled,
+        } => {
             let connections = common.connections as usize;
             let plan = broadcast::Plan {
                 target: common.target(connections)?,
                 connections,
+                burst: burst.into(),
+                stalled: stalled.into(),
                 kind: common.kind,
                 sizes: common.size.clone(),
             };
             common.tell(broadcast::run(&plan, &common.watch())?)
+        }
+        Scenario::Drain { common, window } => {
+            let connections = common.connections as usize;
+            let &[pid] = &common.server_pid[..] else {
+                return Err("wanted one --server-pid".to_owned());
+            };
+            let plan = drain::Plan {
+                target: common.target(connections)?,
+                connections,
+                pid,
+                window: Duration::from_secs_f64(window),
+            };
+            common.tell(drain::run(&plan)?)
         }
         Scenario::Churn { common } => {
             let connections = common.connections as usize;

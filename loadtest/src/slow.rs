@@ -53,8 +53,8 @@ struct Outcome {
     ended: u64,
 }
 
-/// Whole frames for ever, from a place in one of them.
-struct Slow {
+/// A client that sends whole frames for ever, from a place in one of them, or nothing.
+pub struct Slow {
     stream: Stream,
     frame_at: usize,
     ended: bool,
@@ -96,7 +96,11 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
     Ok(report)
 }
 
-fn open(connect: &Connect) -> Result<Slow, String> {
+/// A client that reads nothing by itself, with a small receive buffer.
+///
+/// # Errors
+/// It cannot connect.
+pub fn open(connect: &Connect) -> Result<Slow, String> {
     if connect.is_secure() || connect.is_unix() {
         return Err("slow clients speak plain TCP: ws://".to_owned());
     }

@@ -1,6 +1,7 @@
 //! The least that an echo server can do on this kernel: parse a header, unmask, reply. No
 //! checks, no limits, no time-outs, no fragments, no API. What sockeye costs is reported as a
-//! multiple of this.
+//! multiple of this. With `--broadcast` what it receives goes to every connection, in a bare loop
+//! of sends.
 //!
 //!     cargo run --release -p sockeye-bench --bin sockeye-floor -- --bind 127.0.0.1:9001 --backend poll
 
@@ -37,6 +38,9 @@ struct Cli {
     /// What moves the bytes.
     #[arg(long, value_enum, default_value_t = Backend::Poll)]
     backend: Backend,
+    /// Sends each message to every connection, and not only back (epoll only).
+    #[arg(long, conflicts_with = "backend")]
+    broadcast: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,12 +67,17 @@ struct Conn {
 struct Replies {
     bytes: Vec<u8>,
     closed: bool,
+    /// What is for the sender alone, where the rest goes to everyone.
+    own: Option<Vec<u8>>,
 }
 
 impl Replies {
     fn clear(&mut self) {
         self.bytes.clear();
         self.closed = false;
+        if let Some(own) = &mut self.own {
+            own.clear();
+        }
     }
 }
 
@@ -116,12 +125,18 @@ impl Conn {
             if let Some(key) = header.mask_key {
                 kernels.unmask(payload, MaskKey::new(key));
             }
+            let is_ping = header.opcode == Opcode::Ping;
             let reply = FrameHeader {
                 mask_key: None,
+                opcode: if is_ping { Opcode::Pong } else { header.opcode },
                 ..header
             };
-            replies.bytes.extend_from_slice(reply.encode().as_bytes());
-            replies.bytes.extend_from_slice(payload);
+            let to = match &mut replies.own {
+                Some(own) if is_ping || header.opcode == Opcode::Close => own,
+                _ => &mut replies.bytes,
+            };
+            to.extend_from_slice(reply.encode().as_bytes());
+            to.extend_from_slice(payload);
             replies.closed |= header.opcode == Opcode::Close;
             used = start + payload_len;
         }
@@ -176,7 +191,40 @@ fn serve_on(conn: &mut Conn, buffer: &mut [u8], kernels: &Kernels, replies: &mut
     }
 }
 
-fn serve_on_epoll(listener: &TcpListener) -> io::Result<()> {
+/// Receives until the socket is empty, and sends what came to everyone.
+fn broadcast_from(
+    slab: &mut [Option<Conn>],
+    from: usize,
+    buffer: &mut [u8],
+    kernels: &Kernels,
+    replies: &mut Replies,
+) {
+    while let Some(conn) = &mut slab[from] {
+        let opening = !conn.upgraded;
+        match conn.stream.read(buffer) {
+            Ok(0) => return replies.closed = true,
+            Ok(len) => {
+                replies.clear();
+                conn.receive(&mut buffer[..len], kernels, replies);
+                let own = replies.own.as_deref().unwrap_or_default();
+                let own = if opening { &replies.bytes } else { own };
+                replies.closed |= send_all(&conn.stream, own).is_err();
+                if !opening && !replies.bytes.is_empty() {
+                    for other in slab.iter().flatten().filter(|conn| conn.upgraded) {
+                        // One that has gone says so when it is read from.
+                        let _ = send_all(&other.stream, &replies.bytes);
+                    }
+                }
+                if len < buffer.len() {
+                    return;
+                }
+            }
+            Err(error) => return replies.closed |= error.kind() != ErrorKind::WouldBlock,
+        }
+    }
+}
+
+fn serve_on_epoll(listener: &TcpListener, broadcast: bool) -> io::Result<()> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let listening = listener.as_raw_fd() as u64;
     let data = epoll::EventData::new_u64(listening);
@@ -184,7 +232,10 @@ fn serve_on_epoll(listener: &TcpListener) -> io::Result<()> {
     let mut slab: Vec<Option<Conn>> = Vec::new();
     let kernels = *Kernels::best();
     let mut buffer = vec![0; BUFFER_LEN];
-    let mut replies = Replies::default();
+    let mut replies = Replies {
+        own: broadcast.then(Vec::new),
+        ..Replies::default()
+    };
     let mut events = Vec::with_capacity(1024);
     loop {
         epoll::wait(&epoll, spare_capacity(&mut events), None)?;
@@ -203,14 +254,15 @@ fn serve_on_epoll(listener: &TcpListener) -> io::Result<()> {
                 }
                 continue;
             }
-            let slot = &mut slab[token as usize];
-            let Some(conn) = slot else {
-                continue;
-            };
             replies.clear();
-            serve_on(conn, &mut buffer, &kernels, &mut replies);
+            let index = token as usize;
+            if broadcast {
+                broadcast_from(&mut slab, index, &mut buffer, &kernels, &mut replies);
+            } else if let Some(conn) = &mut slab[index] {
+                serve_on(conn, &mut buffer, &kernels, &mut replies);
+            }
             if replies.closed {
-                *slot = None;
+                slab[index] = None;
             }
         }
     }
@@ -405,7 +457,7 @@ fn main() -> io::Result<()> {
     listener.set_nonblocking(true)?;
     println!("listening on {}, the floor", listener.local_addr()?);
     match cli.backend {
-        Backend::Poll => serve_on_epoll(&listener),
+        Backend::Poll => serve_on_epoll(&listener, cli.broadcast),
         Backend::Uring => serve_on_uring(&listener),
     }
 }
