@@ -52,7 +52,7 @@ struct End {
 struct Clients {
     base: Base,
     epoch: Instant,
-    /// When the signal was sent, after the epoch.
+    /// When the signal was sent, after the epoch; zero if it has not been.
     signalled_ns: Arc<AtomicU64>,
     ends: Vec<End>,
 }
@@ -71,10 +71,11 @@ impl Handler for Clients {
     }
 
     fn on_close(&mut self, _: &mut Context<'_, ()>, closed: &Closed<'_>) {
-        if self.base.step == OPENING {
+        let signalled_ns = self.signalled_ns.load(Ordering::Acquire);
+        if signalled_ns == 0 {
             return self.base.closed(closed);
         }
-        let signalled = Duration::from_nanos(self.signalled_ns.load(Ordering::Acquire));
+        let signalled = Duration::from_nanos(signalled_ns);
         self.ends.push(End {
             at: self.epoch.elapsed().saturating_sub(signalled),
             code: closed.cause.code(),
