@@ -440,10 +440,7 @@ fn metrics_path_is_what_prometheus_reads(world: World) {
     assert_eq!(counter("sockeye_frames_sent_total", &text_frames), 1.0);
     let closed = [thread, ("initiator", "peer"), ("code", "4xxx")];
     assert_eq!(counter("sockeye_websockets_closed_total", &closed), 1.0);
-    for policy in ["refuse", "drop"] {
-        let labels = [thread, ("policy", policy)];
-        assert_eq!(counter("sockeye_messages_not_queued_total", &labels), 0.0);
-    }
+    assert_eq!(counter("sockeye_messages_dropped_total", &[thread]), 0.0);
     assert!(matches!(
         value("sockeye_connections", &[thread]),
         Value::Gauge(_)

@@ -68,15 +68,13 @@ impl Page<'_> {
 
     fn values(&mut self, kind: &str, read: impl Fn(&ThreadMetrics) -> Vec<(Series, u64)>) {
         let threads: Vec<_> = self.threads.iter().map(read).collect();
-        let mut last = "";
         for index in 0..threads.first().map_or(0, Vec::len) {
             for (number, values) in threads.iter().enumerate() {
                 let (series, value) = &values[index];
-                if last != series.name {
+                if number == 0 {
                     self.header(series.name, kind, series.help);
-                    last = series.name;
                 }
-                self.sample(series.name, number, series.labels, *value);
+                self.sample(series.name, number, "", *value);
             }
         }
     }

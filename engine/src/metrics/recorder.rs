@@ -29,10 +29,9 @@ impl Counter {
     }
 }
 
-/// How a value is written for Prometheus: name without the prefix, labels, help.
+/// How a value is written for Prometheus: name without the prefix, and help.
 pub(super) struct Series {
     pub(super) name: &'static str,
-    pub(super) labels: &'static str,
     pub(super) help: &'static str,
 }
 
@@ -40,7 +39,7 @@ pub(super) struct Series {
 /// what it means.
 macro_rules! recorded {
     (
-        counters { $( $(#[doc = $counter_doc:literal])+ $counter:ident: $counter_name:literal $({$counter_labels:literal})?, )+ }
+        counters { $( $(#[doc = $counter_doc:literal])+ $counter:ident: $counter_name:literal, )+ }
         gauges { $( $(#[doc = $gauge_doc:literal])+ $gauge:ident: $gauge_name:literal, )+ }
         times { $( $(#[doc = $time_doc:literal])+ $time:ident: $time_name:literal, )+ }
     ) => {
@@ -103,25 +102,21 @@ macro_rules! recorded {
 
             pub(super) fn counters(&self) -> impl Iterator<Item = (Series, u64)> {
                 [ $( (
-                    Series {
-                        name: $counter_name,
-                        labels: concat!($($counter_labels)?),
-                        help: concat!($($counter_doc),+),
-                    },
+                    Series { name: $counter_name, help: concat!($($counter_doc),+) },
                     self.$counter,
                 ), )+ ].into_iter()
             }
 
             pub(super) fn gauges(&self) -> impl Iterator<Item = (Series, u64)> {
                 [ $( (
-                    Series { name: $gauge_name, labels: "", help: concat!($($gauge_doc),+) },
+                    Series { name: $gauge_name, help: concat!($($gauge_doc),+) },
                     self.$gauge,
                 ), )+ ].into_iter()
             }
 
             pub(super) fn times(&self) -> impl Iterator<Item = (Series, &Distribution)> {
                 [ $( (
-                    Series { name: $time_name, labels: "", help: concat!($($time_doc),+) },
+                    Series { name: $time_name, help: concat!($($time_doc),+) },
                     &self.$time,
                 ), )+ ].into_iter()
             }
@@ -153,9 +148,9 @@ recorded! {
         /// Bytes sent, as they are on the wire.
         bytes_sent: "bytes_sent_total",
         /// Messages that were refused for want of room, and left to the caller.
-        messages_refused: "messages_not_queued_total" {"policy=\"refuse\""},
+        messages_refused: "messages_refused_total",
         /// Messages that were given up for want of room, or for others in their place.
-        messages_dropped: "messages_not_queued_total" {"policy=\"drop\""},
+        messages_dropped: "messages_dropped_total",
         /// Times that the kernel did not take all output of a connection.
         backpressure: "backpressure_total",
         /// Connections closed to keep to the output budget.
