@@ -5,6 +5,7 @@
 //! are parsed and carried; which are agreed is decided above.
 
 mod client;
+mod deflate;
 mod extension;
 mod origin;
 mod server;
@@ -14,6 +15,8 @@ pub use client::ExpectedResponse;
 pub use client::Refusal;
 pub use client::ResponseError;
 pub use client::check_response;
+pub use deflate::DeflateParams;
+pub use deflate::PERMESSAGE_DEFLATE;
 pub use extension::ExtensionOffer;
 pub use extension::ExtensionOffers;
 pub use origin::is_origin_pattern;
