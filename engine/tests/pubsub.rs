@@ -33,6 +33,7 @@ cases!(
     burst_reaches_each_subscriber_in_one_send,
     subscriber_that_does_not_read_delays_nobody,
     publish_has_a_policy_of_its_own,
+    subscriptions_are_limited,
 );
 
 /// `+topic`, `-topic`, `topic=text` to all, `topic!text` to all but the sender, `?topic` for the
@@ -357,4 +358,22 @@ fn publish_reaches_the_subscribers_of_all_threads() {
         server.join().unwrap();
         assert_eq!(ids.lock().unwrap().len(), 30);
     }
+}
+
+fn subscriptions_are_limited(world: World) {
+    let mut settings = Settings::default();
+    settings.limits.subscriptions_max = 2;
+    let server = world.start_with(settings, Probe::echo().on_message(topics));
+    let (mut link, mut other) = (server.open(), server.open());
+    ask(&mut link, "+a", "true");
+    ask(&mut link, "+b", "true");
+    ask(&mut link, "+c", "false");
+    ask(&mut link, "?c", "0 0");
+    // It is each connection's own, and room comes back.
+    ask(&mut other, "+c", "true");
+    ask(&mut link, "-a", "true");
+    ask(&mut link, "+c", "true");
+    link.send_text("c=news");
+    link.expect_text("news");
+    other.expect_text("news");
 }

@@ -42,6 +42,9 @@ pub struct Limits {
     /// How long a connection may be open, whatever it does; then it is closed with 1008. Zero,
     /// the default, is no limit.
     pub lifetime_max: Duration,
+    /// Most topics to which a connection can subscribe; further ones are refused
+    /// ([`Context::subscribe`](crate::Context::subscribe)). Default 1,024.
+    pub subscriptions_max: u32,
     /// Most bytes taken from one connection before the others have their turn.
     /// Default 64 KiB.
     pub turn_len_max: usize,
@@ -96,6 +99,7 @@ impl Default for Limits {
             message_rate_max: 0,
             byte_rate_max: 0,
             lifetime_max: Duration::ZERO,
+            subscriptions_max: 1024,
             turn_len_max: 64 * 1024,
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(30),

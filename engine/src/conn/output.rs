@@ -190,6 +190,11 @@ impl<D> Output<'_, D> {
         result
     }
 
+    /// Topics to which it can subscribe.
+    pub fn subscriptions_max(&self) -> usize {
+        self.state.limits(self.env).subscriptions_max as usize
+    }
+
     /// Whether messages could ever be sent.
     pub fn was_open(&self) -> bool {
         self.state.was_open

@@ -328,10 +328,12 @@ impl<D> Context<'_, D> {
         self.output.send_prepared(message, options)
     }
 
-    /// Subscribes to a topic; says whether it had not. What is published from here on arrives.
-    /// The end of the connection ends all its subscriptions.
+    /// Subscribes to a topic; says whether that is new: not if it has been done, nor if there are
+    /// [`Limits::subscriptions_max`](crate::Limits::subscriptions_max) of them already. What is
+    /// published from here on arrives. The end of the connection ends all its subscriptions.
     pub fn subscribe(&mut self, topic: &str) -> bool {
-        if !self.output.is_open() {
+        let is_full = self.subscriptions.count() >= self.output.subscriptions_max();
+        if is_full || !self.output.is_open() {
             return false;
         }
         let (key, pubsub) = (self.id.key, &mut self.local.pubsub);
