@@ -14,6 +14,10 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
 
 use clap::Parser;
 use clap::ValueEnum;
@@ -41,6 +45,9 @@ struct Cli {
     /// Sends each message to every connection, and not only back (epoll only).
     #[arg(long, conflicts_with = "backend")]
     broadcast: bool,
+    /// Threads that do so, each with its share of the connections.
+    #[arg(long, default_value_t = 1, requires = "broadcast")]
+    threads: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -191,6 +198,71 @@ fn serve_on(conn: &mut Conn, buffer: &mut [u8], kernels: &Kernels, replies: &mut
     }
 }
 
+/// What a thread of several gets from the others, and how it reaches them.
+struct Fan {
+    inbox: mpsc::Receiver<Arc<[u8]>>,
+    /// Readable when there is something in it.
+    bell: UnixStream,
+    others: Vec<(mpsc::Sender<Arc<[u8]>>, UnixStream)>,
+}
+
+impl Fan {
+    /// One for each of so many threads.
+    fn new(threads: usize) -> io::Result<Vec<Self>> {
+        let mut senders = Vec::new();
+        let mut fans = Vec::new();
+        for _ in 0..threads {
+            let (sender, inbox) = mpsc::channel();
+            let (ringer, bell) = UnixStream::pair()?;
+            ringer.set_nonblocking(true)?;
+            bell.set_nonblocking(true)?;
+            senders.push((sender, ringer));
+            fans.push(Self {
+                inbox,
+                bell,
+                others: Vec::new(),
+            });
+        }
+        for (number, fan) in fans.iter_mut().enumerate() {
+            for (other, (sender, ringer)) in senders.iter().enumerate() {
+                if other != number {
+                    fan.others.push((sender.clone(), ringer.try_clone()?));
+                }
+            }
+        }
+        Ok(fans)
+    }
+
+    /// Sends to everyone, of all threads.
+    fn publish(&mut self, slab: &[Option<Conn>], bytes: &[u8]) {
+        if !self.others.is_empty() {
+            let shared = Arc::<[u8]>::from(bytes);
+            for (sender, ringer) in &mut self.others {
+                // A thread that has ended sends nothing; one whose bell is full will look.
+                let _ = sender.send(Arc::clone(&shared));
+                let _ = ringer.write(&[0]);
+            }
+        }
+        send_to_everyone(slab, bytes);
+    }
+
+    /// Sends what others have published.
+    fn take(&mut self, slab: &[Option<Conn>]) {
+        while self.bell.read(&mut [0; 64]).is_ok_and(|len| len > 0) {}
+        while let Ok(bytes) = self.inbox.try_recv() {
+            send_to_everyone(slab, &bytes);
+        }
+    }
+}
+
+/// The bare loop.
+fn send_to_everyone(slab: &[Option<Conn>], bytes: &[u8]) {
+    for conn in slab.iter().flatten().filter(|conn| conn.upgraded) {
+        // One that has gone says so when it is read from.
+        let _ = send_all(&conn.stream, bytes);
+    }
+}
+
 /// Receives until the socket is empty, and sends what came to everyone.
 fn broadcast_from(
     slab: &mut [Option<Conn>],
@@ -198,6 +270,7 @@ fn broadcast_from(
     buffer: &mut [u8],
     kernels: &Kernels,
     replies: &mut Replies,
+    fan: &mut Fan,
 ) {
     while let Some(conn) = &mut slab[from] {
         let opening = !conn.upgraded;
@@ -210,10 +283,7 @@ fn broadcast_from(
                 let own = if opening { &replies.bytes } else { own };
                 replies.closed |= send_all(&conn.stream, own).is_err();
                 if !opening && !replies.bytes.is_empty() {
-                    for other in slab.iter().flatten().filter(|conn| conn.upgraded) {
-                        // One that has gone says so when it is read from.
-                        let _ = send_all(&other.stream, &replies.bytes);
-                    }
+                    fan.publish(slab, &replies.bytes);
                 }
                 if len < buffer.len() {
                     return;
@@ -224,16 +294,21 @@ fn broadcast_from(
     }
 }
 
-fn serve_on_epoll(listener: &TcpListener, broadcast: bool) -> io::Result<()> {
+fn serve_on_epoll(listener: &TcpListener, mut fan: Option<Fan>) -> io::Result<()> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let listening = listener.as_raw_fd() as u64;
     let data = epoll::EventData::new_u64(listening);
     epoll::add(&epoll, listener, data, epoll::EventFlags::IN)?;
+    let bell = fan.as_ref().map(|fan| fan.bell.as_raw_fd() as u64);
+    if let Some(fan) = &fan {
+        let data = epoll::EventData::new_u64(fan.bell.as_raw_fd() as u64);
+        epoll::add(&epoll, &fan.bell, data, epoll::EventFlags::IN)?;
+    }
     let mut slab: Vec<Option<Conn>> = Vec::new();
     let kernels = *Kernels::best();
     let mut buffer = vec![0; BUFFER_LEN];
     let mut replies = Replies {
-        own: broadcast.then(Vec::new),
+        own: fan.is_some().then(Vec::new),
         ..Replies::default()
     };
     let mut events = Vec::with_capacity(1024);
@@ -256,8 +331,12 @@ fn serve_on_epoll(listener: &TcpListener, broadcast: bool) -> io::Result<()> {
             }
             replies.clear();
             let index = token as usize;
-            if broadcast {
-                broadcast_from(&mut slab, index, &mut buffer, &kernels, &mut replies);
+            if let Some(fan) = &mut fan {
+                if bell == Some(token) {
+                    fan.take(&slab);
+                } else {
+                    broadcast_from(&mut slab, index, &mut buffer, &kernels, &mut replies, fan);
+                }
             } else if let Some(conn) = &mut slab[index] {
                 serve_on(conn, &mut buffer, &kernels, &mut replies);
             }
@@ -266,6 +345,21 @@ fn serve_on_epoll(listener: &TcpListener, broadcast: bool) -> io::Result<()> {
             }
         }
     }
+}
+
+/// Broadcasts on several threads, which accept from one listener.
+fn serve_on_threads(listener: &TcpListener, threads: usize) -> io::Result<()> {
+    thread::scope(|scope| {
+        let mut served = Vec::new();
+        for fan in Fan::new(threads)? {
+            served.push(scope.spawn(|| serve_on_epoll(listener, Some(fan))));
+        }
+        for thread in served {
+            let ended = thread.join();
+            ended.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
+        }
+        Ok(())
+    })
 }
 
 /// The ring, and what it has said of polls while something else was waited for.
@@ -457,7 +551,8 @@ fn main() -> io::Result<()> {
     listener.set_nonblocking(true)?;
     println!("listening on {}, the floor", listener.local_addr()?);
     match cli.backend {
-        Backend::Poll => serve_on_epoll(&listener, cli.broadcast),
+        _ if cli.broadcast => serve_on_threads(&listener, cli.threads),
+        Backend::Poll => serve_on_epoll(&listener, None),
         Backend::Uring => serve_on_uring(&listener),
     }
 }
