@@ -93,11 +93,16 @@ mod tests {
         pool.put(buffer);
         assert!(pool.take().is_empty());
 
-        for _ in 0..10_000 {
-            pool.put(Vec::with_capacity(CAPACITY_MIN));
-            pool.put(Vec::with_capacity(CAPACITY_MAX + 1));
+        let mut taken: Vec<Vec<u8>> = (0..20_000).map(|_| pool.take()).collect();
+        assert_eq!(pool.in_use(), 20_001);
+        taken[0].reserve(CAPACITY_MAX + 1);
+        for buffer in taken {
+            pool.put(buffer);
             pool.put_queue(Box::default());
         }
+        // What has no memory is no buffer.
+        pool.put(Vec::new());
+        assert_eq!(pool.in_use(), 1);
         assert!(pool.retained <= RETAINED_MAX);
         assert!(pool.queues.len() <= RETAINED_MAX / CAPACITY_MIN);
     }

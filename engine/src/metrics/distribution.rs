@@ -1,4 +1,5 @@
 use std::fmt;
+use std::iter;
 use std::time::Duration;
 
 use histogram::AtomicHistogram;
@@ -102,9 +103,24 @@ impl Distribution {
     /// How many are not longer than this, which is exact at powers of two of nanoseconds (and
     /// otherwise leaves out those that are less than a sixteenth below).
     pub fn count_up_to(&self, bound: Duration) -> u64 {
-        let fits = |end: u64| u128::from(end) <= bound.as_nanos();
-        let buckets = self.buckets.iter().take_while(|bucket| fits(bucket.end()));
-        buckets.map(|bucket| bucket.count()).sum()
+        let mut counts = self.counts_up_to(iter::once(bound));
+        counts.next().unwrap_or_default()
+    }
+
+    /// The same for each of several bounds, which ascend: the buckets are gone through once.
+    pub(super) fn counts_up_to(
+        &self,
+        bounds: impl Iterator<Item = Duration>,
+    ) -> impl Iterator<Item = u64> {
+        let mut buckets = self.buckets.iter().peekable();
+        let mut count = 0;
+        bounds.map(move |bound| {
+            let bound_ns = bound.as_nanos();
+            while let Some(bucket) = buckets.next_if(|b| u128::from(b.end()) <= bound_ns) {
+                count += bucket.count();
+            }
+            count
+        })
     }
 
     /// Adds those of another.

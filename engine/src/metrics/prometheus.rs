@@ -143,9 +143,9 @@ impl Page<'_> {
                     self.header(series.name, "histogram", series.help);
                 }
                 let buckets = format!("{}_bucket", series.name);
-                for bound in bounds() {
+                for (bound, count) in bounds().zip(times.counts_up_to(bounds())) {
                     let label = format!("le=\"{}\"", bound.as_secs_f64());
-                    self.sample(&buckets, number, &label, times.count_up_to(bound));
+                    self.sample(&buckets, number, &label, count);
                 }
                 let count = times.count();
                 self.sample(&buckets, number, "le=\"+Inf\"", count);
