@@ -200,7 +200,7 @@ mod tests {
                 kind: Kind::Binary,
                 sizes: Sizes::fixed(64),
             };
-            run(&plan, &Watch::quiet(Duration::from_millis(50)))
+            run(&plan, &Watch::quiet(Duration::from_millis(300)))
         })
     }
 

@@ -226,7 +226,7 @@ pub(crate) mod tests {
                 kind: Kind::Binary,
                 sizes: Sizes::fixed(100),
             };
-            run(&plan, &Watch::quiet(Duration::from_millis(50)))
+            run(&plan, &Watch::quiet(Duration::from_millis(300)))
         })
     }
 

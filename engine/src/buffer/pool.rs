@@ -55,7 +55,8 @@ impl Pool {
         if capacity == 0 {
             return;
         }
-        self.in_use -= 1;
+        debug_assert!(self.in_use > 0, "more is put back than was taken");
+        self.in_use = self.in_use.saturating_sub(1);
         if capacity > CAPACITY_MAX || self.retained + capacity > RETAINED_MAX {
             return;
         }

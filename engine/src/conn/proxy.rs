@@ -135,13 +135,10 @@ impl<D> Conn<D> {
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) {
-        let partial = self.partial(env);
-        let kept = partial.tail.len();
+        let kept = self.partial.as_ref().map_or(0, |p| p.tail.len());
         let taken = len.min(V2_LEN_MAX - kept);
-        partial
-            .tail
-            .extend_from_slice(&slot[HEADROOM..HEADROOM + taken]);
-        match Header::parse(&partial.tail) {
+        let tail = self.keep(&slot[HEADROOM..HEADROOM + taken], env);
+        match Header::parse(tail) {
             Header::Incomplete => {}
             Header::Invalid => {
                 log::debug!("a proxy sent no header of the PROXY protocol");
@@ -149,7 +146,7 @@ impl<D> Conn<D> {
                 self.state.phase = Phase::Closed;
             }
             Header::Complete(header_len, client) => {
-                partial.tail.clear();
+                tail.clear();
                 self.release_partial(env);
                 self.state.proxy_owed = false;
                 self.state.extra_mut().client = client;
