@@ -100,7 +100,7 @@ impl Distribution {
         self.quantile(1.0)
     }
 
-    /// How many are not longer than this, which is exact at powers of two of nanoseconds (and
+    /// How many are shorter than this, which is exact at powers of two of nanoseconds (and
     /// otherwise leaves out those that are less than a sixteenth below).
     pub fn count_up_to(&self, bound: Duration) -> u64 {
         let mut counts = self.counts_up_to(iter::once(bound));
@@ -123,7 +123,7 @@ impl Distribution {
         })
     }
 
-    /// Adds those of another.
+    /// Adds those of another, for the distribution of both.
     pub fn add(&mut self, other: &Self) {
         let added = self.buckets.checked_add_assign(&other.buckets);
         debug_assert!(added.is_ok(), "both have the same buckets");

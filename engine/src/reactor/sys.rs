@@ -21,8 +21,8 @@ pub(super) const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NO
 #[cfg(not(target_os = "linux"))]
 pub(super) const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT;
 
-/// Receives without waiting. Not by the C library, whose call is a point of cancellation: that
-/// costs as much as the rest of what happens outside the kernel.
+/// Receives without waiting. Not by the C library, whose call is a point of cancellation, which
+/// costs a process of several threads something each time.
 #[inline]
 pub(super) fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the descriptor is open: its owner has not closed it.
