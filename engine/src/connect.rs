@@ -16,10 +16,12 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
 
 use crate::buffer::Pool;
+use crate::config::Compression;
 use crate::conn::ClientHandshake;
 use crate::error::ConfigError;
 use crate::http1;
 use crate::protocol::handshake::ClientRequest;
+use crate::protocol::handshake::DeflateParams;
 use crate::random::Random;
 use crate::reactor::Target;
 use crate::reactor::listen::Address;
@@ -52,6 +54,7 @@ pub struct Connect {
     origin: Option<String>,
     tls: Option<ClientTls>,
     tag: u64,
+    compression: Compression,
 }
 
 /// A parsed URL.
@@ -92,6 +95,7 @@ impl Connect {
             origin: None,
             tls: None,
             tag: 0,
+            compression: Compression::Off,
         })
     }
 
@@ -120,6 +124,18 @@ impl Connect {
     pub fn origin(mut self, origin: &str) -> Self {
         self.origin = Some(origin.to_owned());
         self
+    }
+
+    /// Offers compression (permessage-deflate, RFC 7692). Off by default. Over a reactor, level
+    /// and shortest length are those of the builder.
+    #[cfg(feature = "deflate")]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    pub(crate) fn compression_wanted(&self) -> Compression {
+        self.compression
     }
 
     /// Whom to trust; by default whom the system trusts.
@@ -252,7 +268,11 @@ impl Connect {
     ///
     /// # Errors
     /// [`ConfigError::Header`], [`ConfigError::Subprotocol`].
-    pub(crate) fn handshake(&self, random: &mut Random) -> Result<ClientHandshake, ConfigError> {
+    pub(crate) fn handshake(
+        &self,
+        random: &mut Random,
+        deflate: Option<DeflateParams>,
+    ) -> Result<ClientHandshake, ConfigError> {
         let is_bad = |name: &&String| !http1::is_token(name.as_bytes());
         if let Some(bad) = self.subprotocols.iter().find(is_bad) {
             return Err(ConfigError::Subprotocol(bad.clone()));
@@ -290,6 +310,7 @@ impl Connect {
             nonce: random.nonce(),
             origin: self.origin.as_deref(),
             subprotocols: &subprotocols,
+            deflate,
             extensions: None,
             headers: &headers,
         };
@@ -299,6 +320,7 @@ impl Connect {
         Ok(ClientHandshake {
             head,
             expected: request.expected(),
+            compression: self.compression,
         })
     }
 
@@ -324,7 +346,8 @@ impl Connect {
     /// [`session`](Self::session) would find.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         self.target()?;
-        self.handshake(&mut Random::new([0; 32]))?;
+        self.compression.validate()?;
+        self.handshake(&mut Random::new([0; 32]), None)?;
         if self.tls_settings()?.is_some() {
             Session::check_name(&self.url.host).map_err(refused)?;
         }
@@ -557,7 +580,7 @@ mod tests {
             .cookie("b", "2")
             .subprotocols(["x", "y"])
             .origin("http://o");
-        let head = full.handshake(&mut random).expect("valid").head;
+        let head = full.handshake(&mut random, None).expect("valid").head;
         let head = String::from_utf8(head).expect("ASCII");
         for line in [
             "GET /a HTTP/1.1",
@@ -579,7 +602,7 @@ mod tests {
             connect.clone().subprotocols(["a b"]),
             connect.clone().subprotocols(["a,b"]),
         ] {
-            assert!(bad.handshake(&mut random).is_err(), "{bad:?}");
+            assert!(bad.handshake(&mut random, None).is_err(), "{bad:?}");
         }
     }
 }

@@ -59,6 +59,8 @@ mod conn;
 #[cfg(feature = "std")]
 mod connect;
 #[cfg(feature = "std")]
+mod deflate;
+#[cfg(feature = "std")]
 mod error;
 #[cfg(feature = "std")]
 mod metrics;
@@ -102,6 +104,10 @@ pub use with_std::*;
 #[cfg(feature = "std")]
 mod with_std {
     pub use crate::config::CONTROL_RESERVE;
+    #[cfg(feature = "deflate")]
+    pub use crate::config::Compression;
+    #[cfg(feature = "deflate")]
+    pub use crate::config::CompressionFn;
     pub use crate::config::Limits;
     pub use crate::config::OriginFn;
     pub use crate::config::OriginPolicy;

@@ -10,7 +10,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("slab", &[]),
     ("timer", &["slab", "simd"]),
     ("http1", &[]),
-    ("config", &["error", "http1", "timer"]),
+    ("config", &["error", "http1", "protocol", "timer"]),
+    ("deflate", &["config", "protocol"]),
     ("error", &["protocol", "tls"]),
     ("protocol", &["simd", "http1"]),
     ("reactor", &["buffer", "slab"]),
@@ -21,13 +22,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "conn",
         &[
-            "protocol", "http1", "buffer", "timer", "config", "metrics", "random", "tls",
+            "protocol", "http1", "buffer", "timer", "config", "deflate", "metrics", "random", "tls",
         ],
     ),
     (
         "connect",
         &[
-            "buffer", "conn", "error", "http1", "protocol", "random", "reactor", "tls",
+            "buffer", "config", "conn", "error", "http1", "protocol", "random", "reactor", "tls",
         ],
     ),
     (
@@ -47,8 +48,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "client",
         &[
-            "config", "conn", "connect", "error", "http1", "protocol", "random", "reactor", "simd",
-            "tls",
+            "config", "conn", "connect", "deflate", "error", "http1", "protocol", "random",
+            "reactor", "simd", "tls",
         ],
     ),
     (

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::io::Write;
 use std::time::Instant;
 
+use crate::config::CompressionSettings;
 use crate::connect::Connect;
 use crate::http1;
 use crate::http1::HEADER_COUNT_MAX;
@@ -25,8 +26,16 @@ pub(super) fn seed() -> Result<Seed, Error> {
 
 impl<S: Read + Write> WebSocket<S> {
     /// Sends the request and takes its answer.
-    pub(super) fn open(&mut self, connect: &Connect, deadline: Instant) -> Result<(), Error> {
-        let handshake = connect.handshake(&mut self.random)?;
+    pub(super) fn open(
+        &mut self,
+        connect: &Connect,
+        compression: &CompressionSettings,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let handshake = {
+            let deflate = connect.compression_wanted().params();
+            connect.handshake(&mut self.random, deflate)?
+        };
         self.bound(deadline);
         self.push_bytes(&handshake.head);
         self.flush()?;
@@ -46,7 +55,11 @@ impl<S: Read + Write> WebSocket<S> {
             let response = ResponseHead::parse(&head, &mut storage);
             let response = response.ok_or(ResponseError::Malformed)?;
             let subprotocol = handshake.expected.check(&response)?.map(str::to_owned);
+            let deflate = handshake.expected.check_deflate(&response)?;
             self.accept(subprotocol, head);
+            if let Some(params) = deflate {
+                self.set_deflate(&params, compression);
+            }
             self.unbound();
             return Ok(());
         }

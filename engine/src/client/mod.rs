@@ -22,6 +22,7 @@
 //! **Invariant:** a call that fails because of a deadline leaves the connection as it was: the
 //! same call goes on where it was.
 
+mod deflate;
 mod error;
 mod handshake;
 mod proxy;
@@ -42,6 +43,7 @@ use std::io::Read;
 use std::io::Write;
 use std::time::Instant;
 
+use crate::config::CompressionSettings;
 use crate::config::Limits;
 use crate::connect::Connect;
 use crate::random::Random;
@@ -87,6 +89,7 @@ pub fn connect(url: &str) -> Result<WebSocket<Stream>, Error> {
 pub struct Builder {
     connect: Connect,
     limits: Limits,
+    compression: CompressionSettings,
     proxy: Option<Proxy>,
 }
 
@@ -96,15 +99,35 @@ impl Builder {
     /// address to the end of the response head) and `close_timeout` are used here.
     pub fn new(connect: Connect) -> Self {
         Self {
-            connect,
             limits: Limits::default(),
+            compression: CompressionSettings {
+                mode: connect.compression_wanted(),
+                ..CompressionSettings::default()
+            },
             proxy: None,
+            connect,
         }
     }
 
     /// Sets the limits and time-outs.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// How hard messages are compressed where that is agreed ([`Connect::compression`]), from 1,
+    /// the fastest and the default, to 9.
+    #[cfg(feature = "deflate")]
+    pub fn compression_level(mut self, level: u8) -> Self {
+        self.compression.level = level;
+        self
+    }
+
+    /// The shortest message that is compressed, in bytes: 512 by default, 128 with context
+    /// takeover.
+    #[cfg(feature = "deflate")]
+    pub fn compression_len_min(mut self, len: usize) -> Self {
+        self.compression.len_min = Some(len);
         self
     }
 
@@ -145,7 +168,7 @@ impl Builder {
         let stream = Stream::connect(&self.connect, self.proxy.as_ref(), deadline)?;
         let mut ws = WebSocket::prepare(stream, &self.limits, Random::new(seed()?));
         ws.use_timeouts();
-        ws.open(&self.connect, deadline)?;
+        ws.open(&self.connect, &self.compression, deadline)?;
         Ok(ws)
     }
 
@@ -158,12 +181,13 @@ impl Builder {
         self.validate()?;
         let deadline = Instant::now() + self.limits.handshake_timeout;
         let mut ws = WebSocket::prepare(stream, &self.limits, Random::new(seed()?));
-        ws.open(&self.connect, deadline)?;
+        ws.open(&self.connect, &self.compression, deadline)?;
         Ok(ws)
     }
 
     fn validate(&self) -> Result<(), Error> {
         self.limits.validate()?;
+        self.compression.validate()?;
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ pub struct MessageReader<'a, S> {
     /// What has arrived and has not been read, in the WebSocket's buffer.
     start: usize,
     end: usize,
+    inflated: bool,
     last: bool,
     /// How much has been read of what the WebSocket had put together before.
     held: usize,
@@ -30,6 +31,7 @@ impl<'a, S: Read + Write> MessageReader<'a, S> {
             text: piece.text,
             start: piece.range.start,
             end: piece.range.end,
+            inflated: piece.inflated,
             last: piece.end,
             held: 0,
         }
@@ -56,9 +58,10 @@ impl<S: Read + Write> Read for MessageReader<'_, S> {
             self.ws.skipping = !piece.end;
             self.last = piece.end;
             (self.start, self.end) = (piece.range.start, piece.range.end);
+            self.inflated = piece.inflated;
         }
         let len = buffer.len().min(self.end - self.start);
-        let arrived = self.ws.input(self.start..self.start + len);
+        let arrived = self.ws.arrived(self.inflated, self.start..self.start + len);
         buffer[..len].copy_from_slice(arrived);
         self.start += len;
         Ok(len)

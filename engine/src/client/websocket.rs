@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::config::CompressionSettings;
 use crate::config::Limits;
 use crate::conn;
 use crate::conn::ControlBudget;
@@ -25,6 +26,7 @@ use crate::protocol::Message;
 use crate::protocol::Opcode;
 use crate::protocol::ProtocolError;
 use crate::protocol::Role;
+use crate::protocol::handshake::DeflateParams;
 use crate::random::Random;
 
 use super::Error;
@@ -32,6 +34,7 @@ use super::MessageReader;
 use super::MessageWriter;
 use super::PeerClose;
 use super::Timeouts;
+use super::deflate::Compressor;
 use super::handshake::seed;
 
 /// What the receive buffer holds at first, and at most.
@@ -54,6 +57,8 @@ pub struct WebSocket<S> {
     limits: Limits,
     decoder: Decoder,
     decoder_limits: DecoderLimits,
+    /// Compression, if it has been agreed.
+    pub(super) compressor: Option<Box<Compressor>>,
     /// Received bytes: `input[start..end]` has not been looked at.
     /// Invariant: start <= end <= input.len().
     input: Vec<u8>,
@@ -116,9 +121,10 @@ type PingHandler = Box<dyn FnMut(&[u8]) -> bool + Send>;
 type PongHandler = Box<dyn FnMut(&[u8]) + Send>;
 type CloseHandler = Box<dyn FnMut(&PeerClose) + Send>;
 
-/// A piece of a message, in the receive buffer.
+/// A piece of a message, in the receive buffer, or where it has been inflated.
 pub(super) struct Piece {
     pub(super) text: bool,
+    pub(super) inflated: bool,
     pub(super) range: Range<usize>,
     /// The message ends with it.
     pub(super) end: bool,
@@ -156,6 +162,24 @@ impl<S: Read + Write> WebSocket<S> {
         Ok(ws)
     }
 
+    /// As [`from_stream`](Self::from_stream), where the handshake has agreed compression with
+    /// these parameters (RFC 7692 §7.1).
+    ///
+    /// # Errors
+    /// As for [`from_stream`](Self::from_stream).
+    #[cfg(feature = "deflate")]
+    pub fn from_stream_deflated(
+        stream: S,
+        role: Role,
+        received: &[u8],
+        limits: &Limits,
+        params: &DeflateParams,
+    ) -> Result<Self, Error> {
+        let mut ws = Self::from_stream(stream, role, received, limits)?;
+        ws.set_deflate(params, &CompressionSettings::default());
+        Ok(ws)
+    }
+
     /// A client's, before its handshake.
     pub(super) fn prepare(stream: S, limits: &Limits, random: Random) -> Self {
         Self {
@@ -163,7 +187,8 @@ impl<S: Read + Write> WebSocket<S> {
             role: Role::Client,
             limits: limits.clone(),
             decoder: Decoder::default(),
-            decoder_limits: conn::decoder_limits(limits, Role::Client),
+            decoder_limits: conn::decoder_limits(limits, Role::Client, false),
+            compressor: None,
             input: vec![0; INPUT_LEN_MIN],
             start: 0,
             end: 0,
@@ -193,6 +218,14 @@ impl<S: Read + Write> WebSocket<S> {
     pub(super) fn accept(&mut self, subprotocol: Option<String>, response: Vec<u8>) {
         self.subprotocol = subprotocol;
         self.response = response;
+    }
+
+    /// Compression has been agreed.
+    pub(super) fn set_deflate(&mut self, params: &DeflateParams, settings: &CompressionSettings) {
+        let nonce = self.random.nonce();
+        let compressor = Compressor::new(params, self.role, settings, &self.limits, nonce);
+        self.compressor = Some(Box::new(compressor));
+        self.decoder_limits.rsv1_allowed = true;
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -241,9 +274,12 @@ impl<S: Read + Write> WebSocket<S> {
         loop {
             let piece = self.next_piece()?;
             if piece.end && self.message.is_empty() {
-                return Ok(Message::checked(piece.text, &self.input[piece.range]));
+                let payload = self.arrived(piece.inflated, piece.range);
+                return Ok(Message::checked(piece.text, payload));
             }
-            self.message.extend_from_slice(&self.input[piece.range]);
+            let mut message = mem::take(&mut self.message);
+            message.extend_from_slice(self.arrived(piece.inflated, piece.range));
+            self.message = message;
             self.message_is_text = piece.text;
             if piece.end {
                 self.message_done = true;
@@ -278,6 +314,7 @@ impl<S: Read + Write> WebSocket<S> {
         // The beginning of a message that was read up to a deadline.
         let piece = Piece {
             text: self.message_is_text,
+            inflated: false,
             range: 0..0,
             end: false,
         };
@@ -325,16 +362,28 @@ impl<S: Read + Write> WebSocket<S> {
                     self.start = end;
                     return Ok(Piece {
                         text: message.is_text(),
+                        inflated: false,
                         range: end - message.payload().len()..end,
                         end: true,
                     });
                 }
                 Some(Event::Chunk(chunk)) => {
                     self.start = end;
+                    let (text, end_of_message) = (chunk.text, chunk.end);
+                    let mut range = end - chunk.payload.len()..end;
+                    let compressor = self.compressor.as_mut().filter(|_| chunk.rsv1);
+                    let inflated = compressor.is_some();
+                    if let Some(compressor) = compressor {
+                        match compressor.inflate(chunk.payload, text, chunk.end) {
+                            Ok(made) => range = made,
+                            Err(error) => return Err(self.fail(error)),
+                        }
+                    }
                     return Ok(Piece {
-                        text: chunk.text,
-                        range: end - chunk.payload.len()..end,
-                        end: chunk.end,
+                        text,
+                        inflated,
+                        range,
+                        end: end_of_message,
                     });
                 }
                 Some(Event::Ping(payload)) => {
@@ -433,8 +482,12 @@ impl<S: Read + Write> WebSocket<S> {
         self.start += len;
     }
 
-    pub(super) fn input(&self, range: Range<usize>) -> &[u8] {
-        &self.input[range]
+    /// What has arrived of a message, inflated or not.
+    pub(super) fn arrived(&self, inflated: bool, range: Range<usize>) -> &[u8] {
+        match &self.compressor {
+            Some(compressor) if inflated => compressor.inflated(range),
+            _ => &self.input[range],
+        }
     }
 
     /// Reads once.
@@ -496,8 +549,30 @@ impl<S: Read + Write> WebSocket<S> {
     pub fn feed<'m>(&mut self, message: impl Into<Message<'m>>) -> Result<(), Error> {
         self.check_writable()?;
         let message = message.into();
-        self.push_frame(true, message.opcode(), message.payload());
+        let (opcode, payload) = (message.opcode(), message.payload());
+        let mut compressor = self.compressor.take();
+        match compressor.as_mut().and_then(|c| c.deflate(payload)) {
+            Some(deflated) => self.push_frame_with(true, true, opcode, deflated),
+            None => self.push_frame(true, opcode, payload),
+        }
+        self.compressor = compressor;
         Ok(())
+    }
+
+    /// Whether messages that are sent from here on are compressed, whatever their length; none:
+    /// by their length, as at first. Only where compression has been agreed, and where they
+    /// become shorter by it.
+    #[cfg(feature = "deflate")]
+    pub fn set_write_compression(&mut self, compress: Option<bool>) {
+        if let Some(compressor) = &mut self.compressor {
+            compressor.wanted = compress;
+        }
+    }
+
+    /// Whether compression has been agreed.
+    #[cfg(feature = "deflate")]
+    pub fn is_compressed(&self) -> bool {
+        self.compressor.is_some()
     }
 
     /// A message that is written piece by piece, as text or as binary: it leaves in fragments,
@@ -568,13 +643,17 @@ impl<S: Read + Write> WebSocket<S> {
 
     /// Queues a frame, masked if we are the client.
     pub(super) fn push_frame(&mut self, fin: bool, opcode: Opcode, payload: &[u8]) {
+        self.push_frame_with(fin, false, opcode, payload);
+    }
+
+    fn push_frame_with(&mut self, fin: bool, rsv1: bool, opcode: Opcode, payload: &[u8]) {
         let mask_key = match self.role {
             Role::Client => Some(self.random.mask_key()),
             Role::Server => None,
         };
         let header = FrameHeader {
             fin,
-            rsv1: false,
+            rsv1,
             opcode,
             payload_len: payload.len() as u64,
             mask_key,

@@ -11,6 +11,9 @@ use crate::timer::TICKS_AHEAD_MAX;
 pub struct Limits {
     /// Longest message in bytes; more is answered with 1009. Default 64 KiB.
     pub message_len_max: usize,
+    /// How many times as long as it was on the wire a compressed message may become, above
+    /// 64 KiB; more is answered with 1009. Zero is no limit. Default 100.
+    pub inflate_ratio_max: u32,
     /// Most frames of one message; more is answered with 1008. Default 1,024.
     pub fragment_count_max: u32,
     /// Longest request head in bytes; more is answered with 431. Default 8 KiB.
@@ -87,6 +90,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             message_len_max: 64 * 1024,
+            inflate_ratio_max: 100,
             fragment_count_max: 1024,
             head_len_max: 8 * 1024,
             header_count_max: 64,

@@ -6,6 +6,9 @@ use crate::error::ConfigError;
 use crate::http1;
 use crate::http1::Request;
 
+#[cfg(feature = "deflate")]
+use super::Compression;
+use super::CompressionSettings;
 use super::Limits;
 
 /// What the connections of one path have of their own: limits, policies, subprotocols.
@@ -34,6 +37,7 @@ pub struct Route {
     pub(crate) streaming: bool,
     pub(crate) manual_pong: bool,
     pub(crate) promote_timeout: Option<Duration>,
+    pub(crate) compression: CompressionSettings,
 }
 
 impl Route {
@@ -112,10 +116,49 @@ impl Route {
         self
     }
 
+    /// Whether messages are compressed where the client offers it (permessage-deflate,
+    /// RFC 7692). Off by default.
+    #[cfg(feature = "deflate")]
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression.mode = compression;
+        self
+    }
+
+    /// How hard messages are compressed, from 1, the fastest and the default, to 9.
+    #[cfg(feature = "deflate")]
+    #[must_use]
+    pub fn compression_level(mut self, level: u8) -> Self {
+        self.compression.level = level;
+        self
+    }
+
+    /// The shortest message that is compressed, in bytes: 512 by default, 128 with context
+    /// takeover. [`SendOptions::compress`](crate::SendOptions::compress) decides for one message.
+    #[cfg(feature = "deflate")]
+    #[must_use]
+    pub fn compression_len_min(mut self, len: usize) -> Self {
+        self.compression.len_min = Some(len);
+        self
+    }
+
+    /// Compresses only for clients whose requests `check` accepts: for those that are known to
+    /// inflate badly, by their `User-Agent`, say. The others are served uncompressed.
+    #[cfg(feature = "deflate")]
+    #[must_use]
+    pub fn compression_check(
+        mut self,
+        check: impl Fn(&Request<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.compression.check = Some(Arc::new(check));
+        self
+    }
+
     /// # Errors
     /// The first value that makes no sense, and why.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         self.limits.validate()?;
+        self.compression.validate()?;
         let is_bad = |name: &&String| !http1::is_token(name.as_bytes());
         if let Some(bad) = self.subprotocols.iter().find(is_bad) {
             return Err(ConfigError::Subprotocol(bad.clone()));

@@ -1,9 +1,11 @@
 use std::net::SocketAddr;
 
+use crate::config::Compression;
 use crate::config::Route;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::protocol::Role;
+use crate::protocol::handshake::DeflateParams;
 use crate::protocol::handshake::UpgradeRequest;
 
 use super::Conn;
@@ -28,6 +30,7 @@ pub struct Agreed {
     subprotocol: Option<Box<str>>,
     path: Option<Box<str>>,
     client: Option<SocketAddr>,
+    deflate: Option<DeflateParams>,
 }
 
 impl Agreed {
@@ -82,7 +85,17 @@ impl Agreed {
         if let Some(name) = chosen {
             answer = answer.header("Sec-WebSocket-Protocol", name);
         }
+        let deflate = route.compression.params_for(&head).and_then(|_| {
+            // What a thread has left for context takeover is not known here.
+            let shared = Compression::Shared.params()?;
+            shared.accept(checked.extensions())
+        });
+        let (deflate, extension) = deflate.unzip();
+        if let Some(extension) = &extension {
+            answer = answer.header("Sec-WebSocket-Extensions", extension);
+        }
         let agreed = Self {
+            deflate,
             subprotocol: chosen.map(Into::into),
             path: Some(request.uri().path().into()),
             client: None,
@@ -98,6 +111,15 @@ impl Agreed {
     #[must_use]
     pub fn subprotocol(mut self, name: &str) -> Self {
         self.subprotocol = Some(name.into());
+        self
+    }
+
+    /// Compression that the answer has agreed to (RFC 7692 §7.1). What context takeover takes is
+    /// not refused, but counted.
+    #[cfg(feature = "deflate")]
+    #[must_use]
+    pub fn deflate(mut self, params: DeflateParams) -> Self {
+        self.deflate = Some(params);
         self
     }
 
@@ -135,12 +157,16 @@ fn to_http(response: &Response) -> http::Response<String> {
 impl<D> Conn<D> {
     /// A connection whose opening handshake has been made, as a server;
     /// [`begin`](Self::begin) opens it.
-    pub fn adopt(agreed: &Agreed, data: D, env: &Env) -> Self {
+    pub fn adopt(agreed: &Agreed, data: D, env: &mut Env) -> Self {
         let mut conn = Self::new(Role::Server, None, env);
         let route = agreed.path.as_ref().and_then(|path| env.find_route(path));
         conn.state.route = route.unwrap_or(0);
         conn.state
             .set_subprotocol(agreed.subprotocol.as_deref(), env);
+        if let Some(params) = &agreed.deflate {
+            let mode = env.route(conn.state.route).route.compression.mode;
+            conn.state.set_deflate(params, mode, env);
+        }
         if let Some(client) = agreed.client {
             conn.state.extra_mut().client = Some(client);
         }

@@ -1,5 +1,6 @@
 //! From the request to its answer, as a client.
 
+use crate::config::Compression;
 use crate::http1::HEADER_COUNT_MAX;
 use crate::http1::ResponseHead;
 use crate::protocol::Role;
@@ -22,6 +23,8 @@ pub struct ClientHandshake {
     pub head: Vec<u8>,
     /// What its answer has to hold.
     pub expected: ExpectedResponse,
+    /// What was wanted of compression.
+    pub compression: Compression,
 }
 
 impl<D> Conn<D> {
@@ -36,7 +39,7 @@ impl<D> Conn<D> {
         let mut head = env.pool.take();
         head.extend_from_slice(&handshake.head);
         conn.push_head(head, env);
-        conn.partial(env).expected = Some(handshake.expected);
+        conn.partial(env).expected = Some((handshake.expected, handshake.compression));
         conn.data = Some(data);
         conn.state.owes_close = true;
         // Until the socket is connected, which it says by being writable.
@@ -85,12 +88,17 @@ impl<D> Conn<D> {
         let expected = self.partial.as_mut().and_then(|p| p.expected.take());
         self.release_partial(env);
         let checked = match &expected {
-            Some(expected) => expected.check(&response),
+            Some((expected, _)) => expected.check(&response),
             None => Err(ResponseError::Malformed),
         };
         match checked {
             Ok(subprotocol) => {
                 self.state.set_subprotocol(subprotocol, env);
+                if let Some((expected, compression)) = expected
+                    && let Ok(Some(params)) = expected.check_deflate(&response)
+                {
+                    self.state.set_deflate(&params, compression, env);
+                }
                 self.open(env, sink);
                 self.receive_early(rest, env, sink);
             }

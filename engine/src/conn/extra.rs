@@ -9,6 +9,7 @@ use super::Dropped;
 use super::Env;
 use super::RateBudget;
 use super::State;
+use super::deflate::Takeover;
 use super::writer::Begun;
 
 /// What few connections have, in a box of its own: an idle connection that has none of it pays
@@ -33,6 +34,8 @@ pub(super) struct Extra {
     pub(super) head: Option<Box<[u8]>>,
     /// What the peer may send now, if there is a limit for it.
     pub(super) rate: RateBudget,
+    /// What context takeover keeps.
+    pub(super) takeover: Option<Box<Takeover>>,
 }
 
 /// A Close frame that was sent.

@@ -286,10 +286,11 @@ impl<D> Conn<D> {
             None => choose_subprotocol(request, spoken),
         };
         self.state.set_subprotocol(chosen, env);
+        let deflate = self.state.accept_deflate(request, env);
         let mut head = env.pool.take();
         let subprotocol = self.state.subprotocol(env);
-        let accept_key = request.accept_key();
-        handshake::write_accept(&mut head, &accept_key, subprotocol, None, &headers);
+        let (accept_key, extensions) = (request.accept_key(), deflate.as_deref());
+        handshake::write_accept(&mut head, &accept_key, subprotocol, extensions, &headers);
         self.push_head(head, env);
 
         self.data = Some(data);

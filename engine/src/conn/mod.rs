@@ -26,6 +26,7 @@ mod chunk;
 mod closing;
 mod connect;
 mod control;
+mod deflate;
 mod extra;
 mod handshake;
 mod open;
@@ -45,6 +46,10 @@ pub use connect::ClientHandshake;
 pub use control::AcceptBudget;
 pub use control::ControlBudget;
 use control::RateBudget;
+use deflate::Agreement;
+#[cfg(feature = "client")]
+pub use deflate::Directions;
+use deflate::decoder_index;
 use extra::Extra;
 use extra::LocalClose;
 use extra::Subprotocol;
@@ -73,12 +78,16 @@ use std::time::Duration;
 
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
+use crate::config::COMPRESSION_BUDGET;
+use crate::config::Compression;
 use crate::config::DEFERRED_MAX;
 use crate::config::Limits;
 use crate::config::OUTPUT_BUDGET;
 use crate::config::Proxies;
 use crate::config::Route;
 use crate::config::Victims;
+use crate::deflate::Codec;
+use crate::deflate::Inflater;
 use crate::http1::Request;
 use crate::http1::Response;
 use crate::metrics::Recorder;
@@ -151,7 +160,11 @@ pub struct Env {
     pub held_len: usize,
     /// The most of it.
     pub held_len_max: usize,
-    /// Whose connections are closed when it is used up.
+    /// Memory that connections keep for context takeover.
+    pub takeover_len: usize,
+    /// The most of it.
+    pub takeover_len_max: usize,
+    /// Whose connections are closed when that for output is used up.
     pub victims: Victims,
     /// Proxies in front of the server.
     pub proxies: Option<Proxies>,
@@ -171,6 +184,8 @@ pub struct Env {
     pub accept_rate_max: u32,
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     partials: Vec<Box<Partial>>,
+    /// Made with the first compressed message.
+    codec: Option<Box<Codec>>,
     /// What was decrypted of one receive.
     plain: Vec<u8>,
     /// Pieces of output that become one record.
@@ -178,12 +193,12 @@ pub struct Env {
 }
 
 /// What the peer of an endpoint in this role may do.
-pub fn decoder_limits(limits: &Limits, role: Role) -> DecoderLimits {
+pub fn decoder_limits(limits: &Limits, role: Role, deflate: bool) -> DecoderLimits {
     DecoderLimits {
         role,
         message_len_max: limits.message_len_max as u64,
         fragment_count_max: limits.fragment_count_max,
-        rsv1_allowed: false,
+        rsv1_allowed: deflate,
     }
 }
 
@@ -213,6 +228,8 @@ impl Env {
             metrics: Arc::default(),
             held_len: 0,
             held_len_max: OUTPUT_BUDGET,
+            takeover_len: 0,
+            takeover_len_max: COMPRESSION_BUDGET,
             victims: Victims::default(),
             proxies: None,
             health_path: None,
@@ -223,6 +240,7 @@ impl Env {
             deferred_max: DEFERRED_MAX,
             accept_rate_max: 0,
             partials: Vec::new(),
+            codec: None,
             plain: Vec::new(),
             scratch: Vec::new(),
         }
@@ -265,8 +283,8 @@ impl Env {
 #[derive(Debug)]
 struct RouteEnv {
     route: Route,
-    /// By this endpoint's role.
-    decoder_limits: [DecoderLimits; 2],
+    /// By [`decoder_index`].
+    decoder_limits: [DecoderLimits; 4],
     /// The deadline of an open connection that has just received something, in ticks.
     open_span: Option<u8>,
 }
@@ -274,11 +292,16 @@ struct RouteEnv {
 impl RouteEnv {
     fn new(route: Route) -> Self {
         let limits = &route.limits;
-        let roles = [Role::Client, Role::Server];
+        let kinds = [
+            (Role::Client, false),
+            (Role::Client, true),
+            (Role::Server, false),
+            (Role::Server, true),
+        ];
         let spans = [limits.ping_interval, limits.idle_timeout];
         let open_wait = spans.into_iter().filter(|span| !span.is_zero()).min();
         Self {
-            decoder_limits: roles.map(|role| decoder_limits(limits, role)),
+            decoder_limits: kinds.map(|(role, deflate)| decoder_limits(limits, role, deflate)),
             open_span: open_wait.map(ticks),
             route,
         }
@@ -321,7 +344,9 @@ struct Partial {
     /// The payload of the latest ping, if there was no room for its pong.
     pong: Option<Vec<u8>>,
     /// What the answer to a client's request has to hold.
-    expected: Option<ExpectedResponse>,
+    expected: Option<(ExpectedResponse, Compression)>,
+    /// In the middle of a compressed message that is delivered in chunks.
+    inflater: Option<Box<Inflater>>,
     /// What has arrived while the connection was paused.
     held: Held,
 }
@@ -330,7 +355,7 @@ impl Partial {
     fn is_empty(&self) -> bool {
         let nothing_received = self.tail.is_empty() && self.message.is_empty();
         let nothing_owed = self.pong.is_none() && self.expected.is_none();
-        nothing_received && nothing_owed && self.held.is_empty()
+        nothing_received && nothing_owed && self.held.is_empty() && self.inflater.is_none()
     }
 }
 
@@ -347,6 +372,10 @@ pub(crate) struct State {
     /// Which subprotocol was agreed.
     subprotocol: Subprotocol,
     role: Role,
+    /// Which of its route's limits on what is received.
+    decoder_index: u8,
+    /// What has been agreed of compression.
+    deflate: Agreement,
     phase: Phase,
     /// The phase whose deadline runs.
     deadline_phase: Phase,
@@ -366,7 +395,8 @@ pub(crate) struct State {
     parked: bool,
     /// Chunks have been delivered of a message that has not ended.
     chunk_begun: bool,
-    /// Messages are queued as they come: no other has been begun, and none replaces another.
+    /// Messages are queued as they come: no other has been begun, none replaces another, and
+    /// none is compressed.
     sends_straight: bool,
     /// The peer's FIN has arrived.
     end_of_stream: bool,
@@ -425,6 +455,8 @@ impl<D> Conn<D> {
                 route: 0,
                 subprotocol: Subprotocol::NONE,
                 role,
+                decoder_index: decoder_index(role, false),
+                deflate: Agreement::default(),
                 phase: Phase::Handshake,
                 deadline_phase: Phase::Closed,
                 blocked: false,
@@ -584,6 +616,7 @@ impl<D> Conn<D> {
     pub fn release(mut self, env: &mut Env) {
         env.held_len -= self.state.held_len as usize;
         env.deferred -= usize::from(self.state.deferred);
+        self.state.release_deflate(env);
         if let Some(mut queue) = self.state.queue.take() {
             queue.clear(&mut env.pool);
             env.pool.put_queue(queue);
@@ -629,6 +662,7 @@ impl<D> Conn<D> {
             partial.message.clear();
             partial.pong = None;
             partial.expected = None;
+            partial.inflater = None;
             partial.held = Held::default();
             self.release_partial(env);
         }
@@ -714,7 +748,7 @@ impl State {
 
     #[inline]
     fn decoder_limits<'e>(&self, env: &'e Env) -> &'e DecoderLimits {
-        &env.route(self.route).decoder_limits[self.role as usize]
+        &env.route(self.route).decoder_limits[usize::from(self.decoder_index & 3)]
     }
 
     /// How long the peer may stay silent in this phase, from now on.

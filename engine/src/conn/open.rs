@@ -34,17 +34,7 @@ impl<D> Conn<D> {
             match (self.state.phase, event) {
                 (Phase::Open, Event::Message(message)) => {
                     env.metrics.count_received(message.opcode() as u8);
-                    if !self.state.delivers {
-                        let chunk = Chunk {
-                            payload: message.payload(),
-                            text: message.is_text(),
-                            first: true,
-                            last: true,
-                        };
-                        self.deliver_chunk(chunk, env, sink);
-                    } else if let Some(output) = self.output(env) {
-                        sink.message(output, message);
-                    }
+                    self.deliver_message(message, env, sink);
                 }
                 (Phase::Open, Event::Chunk(chunk)) => {
                     if chunk.end {
@@ -54,7 +44,11 @@ impl<D> Conn<D> {
                         };
                         env.metrics.count_received(opcode as u8);
                     }
-                    if env.route(self.state.route).route.streaming {
+                    if chunk.rsv1 {
+                        if let Err(error) = self.receive_deflated(&chunk, env, sink) {
+                            return self.fail(error, env, sink);
+                        }
+                    } else if env.route(self.state.route).route.streaming {
                         self.stream_chunk(&chunk, env, sink);
                     } else {
                         self.receive_chunk(&chunk, env, sink);
@@ -91,33 +85,53 @@ impl<D> Conn<D> {
         }
     }
 
+    /// Delivers a whole message.
+    #[inline]
+    pub(super) fn deliver_message(
+        &mut self,
+        message: Message<'_>,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        if !self.state.delivers {
+            let chunk = Chunk {
+                payload: message.payload(),
+                text: message.is_text(),
+                first: true,
+                last: true,
+            };
+            self.deliver_chunk(chunk, env, sink);
+        } else if let Some(output) = self.output(env) {
+            sink.message(output, message);
+        }
+    }
+
+    /// Keeps a piece of a message that is put together.
+    pub(super) fn keep_piece(&mut self, piece: &[u8], env: &mut Env) -> &mut Vec<u8> {
+        let partial = self
+            .partial
+            .get_or_insert_with(|| env.partials.pop().unwrap_or_default());
+        if partial.message.capacity() == 0 {
+            partial.message = env.pool.take();
+        }
+        // Grows by doubling, so with what has arrived and not with what was announced.
+        partial.message.extend_from_slice(piece);
+        &mut partial.message
+    }
+
     /// Puts a message together.
-    fn receive_chunk(
+    pub(super) fn receive_chunk(
         &mut self,
         chunk: &protocol::Chunk<'_>,
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) {
-        let partial = self.partial(env);
-        if partial.message.capacity() == 0 {
-            partial.message = env.pool.take();
-        }
-        // Grows by doubling, so with what has arrived and not with what was announced.
-        partial.message.extend_from_slice(chunk.payload);
+        let message = self.keep_piece(chunk.payload, env);
         if chunk.end {
-            let payload = mem::take(&mut partial.message);
+            let payload = mem::take(message);
             self.release_partial(env);
-            if !self.state.delivers {
-                let whole = Chunk {
-                    payload: &payload,
-                    text: chunk.text,
-                    first: true,
-                    last: true,
-                };
-                self.deliver_chunk(whole, env, sink);
-            } else if let Some(output) = self.output(env) {
-                sink.message(output, Message::checked(chunk.text, &payload));
-            }
+            let message = Message::checked(chunk.text, &payload);
+            self.deliver_message(message, env, sink);
             env.pool.put(payload);
         }
     }

@@ -60,6 +60,7 @@ pub enum DropReason {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SendOptions {
     policy: Option<OutputPolicy>,
+    compress: Option<bool>,
 }
 
 impl SendOptions {
@@ -75,8 +76,17 @@ impl SendOptions {
         self
     }
 
-    pub(crate) fn output_policy(&self) -> Option<OutputPolicy> {
-        self.policy
+    /// Whether the message is compressed, whatever its length; only where compression has been
+    /// agreed, and where it becomes shorter by it.
+    #[cfg(feature = "deflate")]
+    #[must_use]
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.compress = Some(compress);
+        self
+    }
+
+    pub(super) fn compresses(&self) -> Option<bool> {
+        self.compress
     }
 }
 
@@ -159,15 +169,13 @@ impl<D> Output<'_, D> {
     /// Queues a message with a policy of its own.
     pub fn send_with(&mut self, message: Message<'_>, options: &SendOptions) -> SendResult {
         let outgoing = Outgoing::Copied(message.opcode(), message.payload());
-        self.state
-            .push_with(outgoing, options.policy, true, self.env)
+        self.state.push_with(outgoing, options, true, self.env)
     }
 
     /// Queues a message that others may get as well.
     pub fn send_prepared(&mut self, prepared: &Prepared, options: &SendOptions) -> SendResult {
         let outgoing = Outgoing::Shared(prepared);
-        self.state
-            .push_with(outgoing, options.policy, true, self.env)
+        self.state.push_with(outgoing, options, true, self.env)
     }
 
     /// Queues a ping; the payload is cut at 125 bytes.
@@ -179,7 +187,7 @@ impl<D> Output<'_, D> {
         let limit = self.state.limits(self.env).output_len_max;
         let result = self
             .state
-            .push_frame(Opcode::Ping, payload, limit, self.env);
+            .push_frame(Frame::whole(Opcode::Ping, payload), limit, self.env);
         if matches!(result, SendResult::Dropped(_)) {
             self.env.metrics.messages_refused.add(1);
             self.state.drain_owed = true;
@@ -239,7 +247,7 @@ impl<D> Output<'_, D> {
         let payload = &payload[..payload.len().min(CONTROL_PAYLOAD_LEN_MAX)];
         let limit = self.state.limits(self.env).output_len_max + CONTROL_RESERVE - CLOSE_LEN_MAX;
         self.state
-            .push_frame(Opcode::Pong, payload, limit, self.env)
+            .push_frame(Frame::whole(Opcode::Pong, payload), limit, self.env)
     }
 
     /// Begins the closing handshake.
@@ -315,10 +323,11 @@ impl State {
     pub(super) fn push_data(&mut self, message: Message<'_>, env: &mut Env) -> SendResult {
         let (opcode, payload) = (message.opcode(), message.payload());
         if self.phase != Phase::Open || !self.sends_straight {
-            return self.push_with(Outgoing::Copied(opcode, payload), None, true, env);
+            let options = SendOptions::new();
+            return self.push_with(Outgoing::Copied(opcode, payload), &options, true, env);
         }
         let limit = self.limits(env).output_len_max;
-        let result = self.push_frame(opcode, payload, limit, env);
+        let result = self.push_frame(Frame::whole(opcode, payload), limit, env);
         if matches!(result, SendResult::Dropped(_)) {
             let policy = env.route(self.route).route.output_policy;
             return self.overflow(Outgoing::Copied(opcode, payload), policy, true, env);
@@ -326,11 +335,12 @@ impl State {
         result
     }
 
-    /// Queues a message with a policy of its own; `told` if somebody hears of the result.
+    /// Queues a message with options of its own; `told` if somebody hears of the result.
+    #[inline(never)]
     pub(super) fn push_with(
         &mut self,
         outgoing: Outgoing<'_>,
-        policy: Option<OutputPolicy>,
+        options: &SendOptions,
         told: bool,
         env: &mut Env,
     ) -> SendResult {
@@ -345,7 +355,23 @@ impl State {
             }
             return SendResult::Dropped(DropReason::MessageBegun);
         }
-        let policy = policy.unwrap_or(env.route(self.route).route.output_policy);
+        let route = &env.route(self.route).route;
+        let policy = options.policy.unwrap_or(route.output_policy);
+        let len = outgoing.message().1.len();
+        if self.deflate.is_on() && self.wants_deflated(len, options, env) {
+            return self.push_deflated(outgoing, policy, told, env);
+        }
+        self.push_as(outgoing, policy, told, env)
+    }
+
+    /// Queues a message as it is.
+    pub(super) fn push_as(
+        &mut self,
+        outgoing: Outgoing<'_>,
+        policy: OutputPolicy,
+        told: bool,
+        env: &mut Env,
+    ) -> SendResult {
         let key = match policy {
             OutputPolicy::Conflate(key) => Some(key),
             _ => None,
@@ -378,9 +404,9 @@ impl State {
                 queue.replace(key, Replacement::Shared(prepared.to_frame()), &mut env.pool);
             }
             _ => {
-                let (opcode, payload) = outgoing.message();
-                let header = header(opcode, payload.len(), mask_key).encode();
-                let frame = Replacement::Copied(header.as_bytes(), payload);
+                let frame = outgoing.frame();
+                let header = frame.header(mask_key).encode();
+                let frame = Replacement::Copied(header.as_bytes(), frame.payload);
                 let payload = queue.replace(key, frame, &mut env.pool);
                 if let Some(mask_key) = mask_key {
                     protocol::mask(payload, mask_key);
@@ -402,10 +428,10 @@ impl State {
             Outgoing::Shared(prepared) if self.role == Role::Server => prepared,
             // What a client sends is masked, so it cannot be shared.
             _ => {
-                let (opcode, payload) = outgoing.message();
+                let frame = outgoing.frame();
                 return match key {
-                    Some(key) => self.push_keyed(key, opcode, payload, limit, env),
-                    None => self.push_frame(opcode, payload, limit, env),
+                    Some(key) => self.push_keyed(key, frame, limit, env),
+                    None => self.push_frame(frame, limit, env),
                 };
             }
         };
@@ -423,15 +449,15 @@ impl State {
     fn push_keyed(
         &mut self,
         key: u64,
-        opcode: Opcode,
-        payload: &[u8],
+        frame: Frame<'_>,
         limit: usize,
         env: &mut Env,
     ) -> SendResult {
-        if let Some(reason) = self.no_room(frame_len(payload.len(), self.role), limit, env) {
+        let len = frame_len(frame.payload.len(), self.role);
+        if let Some(reason) = self.no_room(len, limit, env) {
             return SendResult::Dropped(reason);
         }
-        self.append(true, opcode, payload, Some(key), env)
+        self.append(frame, Some(key), env)
     }
 
     /// What the policy wants done with a message that has no room.
@@ -448,7 +474,8 @@ impl State {
         if policy == OutputPolicy::DropOldest && len <= limit {
             let over = (self.queued_len() + len).saturating_sub(limit);
             // Where it is the thread that has no room, at least its own length.
-            self.remove_oldest(if over == 0 { len } else { over }, env);
+            let keeps_deflated = self.deflate.keeps_order();
+            self.remove_oldest(if over == 0 { len } else { over }, keeps_deflated, env);
             let result = self.push_outgoing(outgoing, None, limit, env);
             if !matches!(result, SendResult::Dropped(_)) {
                 return result;
@@ -470,9 +497,10 @@ impl State {
         SendResult::Dropped(reason)
     }
 
-    /// Gives up whole messages that wait, the oldest first.
-    fn remove_oldest(&mut self, wanted: usize, env: &mut Env) {
+    /// Gives up whole messages that wait, the oldest first, compressed ones or not.
+    fn remove_oldest(&mut self, wanted: usize, keeps_deflated: bool, env: &mut Env) {
         if let Some(queue) = &mut self.queue {
+            let span = |bytes: &[u8]| span(bytes, keeps_deflated);
             let removed = queue.remove_oldest(wanted, span, &mut env.pool);
             self.note_drop(removed.messages, removed.bytes, env);
             self.release_queue(env);
@@ -487,7 +515,8 @@ impl State {
             self.phase = Phase::Closed;
             return;
         }
-        self.remove_oldest(usize::MAX, env);
+        // Nothing that would refer to what is given up is sent behind it.
+        self.remove_oldest(usize::MAX, false, env);
         let frame = CloseFrame::new(CloseCode::TRY_AGAIN_LATER, "out of memory for output");
         self.begin_close(&frame, env);
         self.account(env);
@@ -510,7 +539,7 @@ impl State {
     pub(super) fn push_control(&mut self, opcode: Opcode, payload: &[u8], env: &mut Env) -> bool {
         let limit = self.limits(env).output_len_max + CONTROL_RESERVE - CLOSE_LEN_MAX;
         !matches!(
-            self.push_frame(opcode, payload, limit, env),
+            self.push_frame(Frame::whole(opcode, payload), limit, env),
             SendResult::Dropped(_)
         )
     }
@@ -518,7 +547,8 @@ impl State {
     /// Queues a Close frame. There is always room for one.
     pub(super) fn push_close(&mut self, close: &CloseFrame<'_>, env: &mut Env) {
         let limit = self.limits(env).output_len_max + CONTROL_RESERVE;
-        let result = self.push_frame(Opcode::Close, &close.encode(), limit, env);
+        let payload = close.encode();
+        let result = self.push_frame(Frame::whole(Opcode::Close, &payload), limit, env);
         let dropped = matches!(result, SendResult::Dropped(_));
         debug_assert!(!dropped, "the reserve holds a Close frame");
     }
@@ -538,17 +568,12 @@ impl State {
     }
 
     #[inline]
-    fn push_frame(
-        &mut self,
-        opcode: Opcode,
-        payload: &[u8],
-        limit: usize,
-        env: &mut Env,
-    ) -> SendResult {
-        if let Some(reason) = self.no_room(frame_len(payload.len(), self.role), limit, env) {
+    fn push_frame(&mut self, frame: Frame<'_>, limit: usize, env: &mut Env) -> SendResult {
+        let len = frame_len(frame.payload.len(), self.role);
+        if let Some(reason) = self.no_room(len, limit, env) {
             return SendResult::Dropped(reason);
         }
-        self.append(true, opcode, payload, None, env)
+        self.append(frame, None, env)
     }
 
     /// Queues a fragment, for which the caller has made sure that there is room.
@@ -559,25 +584,19 @@ impl State {
         payload: &[u8],
         env: &mut Env,
     ) {
-        self.append(fin, opcode, payload, None, env);
+        let frame = Frame {
+            fin,
+            ..Frame::whole(opcode, payload)
+        };
+        self.append(frame, None, env);
     }
 
     /// Queues a frame, under a key if it may be replaced.
     #[inline]
-    fn append(
-        &mut self,
-        fin: bool,
-        opcode: Opcode,
-        payload: &[u8],
-        key: Option<u64>,
-        env: &mut Env,
-    ) -> SendResult {
+    fn append(&mut self, frame: Frame<'_>, key: Option<u64>, env: &mut Env) -> SendResult {
         let mask_key = self.mask_key(env);
-        let header = FrameHeader {
-            fin,
-            ..header(opcode, payload.len(), mask_key)
-        };
-        let header = header.encode();
+        let header = frame.header(mask_key).encode();
+        let payload = frame.payload;
         let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
         let payload = match key {
             Some(key) => queue.push_keyed(key, header.as_bytes(), payload, &mut env.pool),
@@ -586,7 +605,13 @@ impl State {
         if let Some(mask_key) = mask_key {
             protocol::mask(payload, mask_key);
         }
-        self.pushed(opcode, env)
+        self.pushed(frame.opcode, env)
+    }
+
+    /// Whether there is room for a frame of so many bytes.
+    pub(super) fn has_room(&self, len: usize, env: &Env) -> bool {
+        let limit = self.limits(env).output_len_max;
+        self.no_room(len, limit, env).is_none()
     }
 
     /// Why there is no room for so many more bytes, if there is none.
@@ -637,24 +662,48 @@ impl State {
     }
 }
 
-/// A whole frame of data.
-#[inline]
-fn header(opcode: Opcode, payload_len: usize, mask_key: Option<[u8; 4]>) -> FrameHeader {
-    FrameHeader {
-        fin: true,
-        rsv1: false,
-        opcode,
-        payload_len: payload_len as u64,
-        mask_key,
+/// A frame on its way out.
+#[derive(Clone, Copy, Debug)]
+struct Frame<'a> {
+    fin: bool,
+    rsv1: bool,
+    opcode: Opcode,
+    payload: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// A message that is not compressed, or a control frame.
+    #[inline]
+    fn whole(opcode: Opcode, payload: &'a [u8]) -> Self {
+        Self {
+            fin: true,
+            rsv1: false,
+            opcode,
+            payload,
+        }
+    }
+
+    #[inline]
+    fn header(&self, mask_key: Option<[u8; 4]>) -> FrameHeader {
+        FrameHeader {
+            fin: self.fin,
+            rsv1: self.rsv1,
+            opcode: self.opcode,
+            payload_len: self.payload.len() as u64,
+            mask_key,
+        }
     }
 }
 
-/// The frame at the beginning of some output.
-fn span(bytes: &[u8]) -> FrameSpan {
+/// The frame at the beginning of some output; no message that can be given up if it is
+/// compressed and those are kept.
+fn span(bytes: &[u8], keeps_deflated: bool) -> FrameSpan {
     match FrameHeader::decode(bytes) {
         Ok(Some((header, len))) => FrameSpan {
             len: len + header.payload_len as usize,
-            is_message: header.fin && matches!(header.opcode, Opcode::Text | Opcode::Binary),
+            is_message: header.fin
+                && matches!(header.opcode, Opcode::Text | Opcode::Binary)
+                && !(header.rsv1 && keeps_deflated),
         },
         _ => unreachable!("output is frames that were encoded here"),
     }
@@ -664,18 +713,33 @@ fn span(bytes: &[u8]) -> FrameSpan {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Outgoing<'a> {
     Copied(Opcode, &'a [u8]),
+    /// Its payload is compressed.
+    Deflated(Opcode, &'a [u8]),
     Shared(&'a Prepared),
 }
 
-impl Outgoing<'_> {
-    fn message(&self) -> (Opcode, &[u8]) {
+impl<'a> Outgoing<'a> {
+    pub(super) fn message(&self) -> (Opcode, &'a [u8]) {
         match *self {
-            Self::Copied(opcode, payload) => (opcode, payload),
+            Self::Copied(opcode, payload) | Self::Deflated(opcode, payload) => (opcode, payload),
             Self::Shared(prepared) => (prepared.opcode(), prepared.payload()),
         }
     }
 
-    fn frame_len(&self, role: Role) -> usize {
+    fn frame(&self) -> Frame<'a> {
+        let (opcode, payload) = self.message();
+        let rsv1 = match *self {
+            Self::Copied(..) => false,
+            Self::Deflated(..) => true,
+            Self::Shared(prepared) => prepared.is_deflated(),
+        };
+        Frame {
+            rsv1,
+            ..Frame::whole(opcode, payload)
+        }
+    }
+
+    pub(super) fn frame_len(&self, role: Role) -> usize {
         frame_len(self.message().1.len(), role)
     }
 }
@@ -685,7 +749,7 @@ impl<D> super::Conn<D> {
     pub fn send_prepared(
         &mut self,
         prepared: &Prepared,
-        policy: Option<OutputPolicy>,
+        options: &SendOptions,
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) -> SendResult {
@@ -696,7 +760,7 @@ impl<D> super::Conn<D> {
         {
             self.state.flush(env, |queue, pool| sink.flush(queue, pool));
         }
-        self.state.push_with(outgoing, policy, false, env)
+        self.state.push_with(outgoing, options, false, env)
     }
 
     /// Gives up what waits for the sake of the others.

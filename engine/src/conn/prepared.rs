@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -7,6 +8,7 @@ use bytes::BytesMut;
 use crate::buffer::Pool;
 use crate::buffer::SHARED_LEN_MIN;
 use crate::buffer::SendQueue;
+use crate::deflate::Codec;
 use crate::protocol::FrameHeader;
 use crate::protocol::Message;
 use crate::protocol::Opcode;
@@ -33,7 +35,15 @@ struct Inner {
     frame: Bytes,
     header_len: usize,
     payload: Option<Bytes>,
+    /// The payload is compressed.
+    rsv1: bool,
+    /// The same message compressed, by the window that a peer keeps.
+    deflated: OnceLock<Box<Variants>>,
 }
+
+/// For windows of 9 to 15 bits; none inside where it does not become shorter. There is no
+/// compressor for a window of 8.
+type Variants = [OnceLock<Option<Prepared>>; 7];
 
 impl Prepared {
     /// A copy of a message.
@@ -65,17 +75,29 @@ impl Prepared {
         if payload.len() < SHARED_LEN_MIN {
             return Self::copied(opcode, &payload);
         }
-        let header = header(opcode, payload.len()).encode();
+        Self::framed(opcode, payload, false)
+    }
+
+    /// A message whose header and payload are apart.
+    fn framed(opcode: Opcode, payload: Bytes, rsv1: bool) -> Self {
+        let header = header(opcode, payload.len(), rsv1).encode();
         Self(Arc::new(Inner {
             opcode,
             frame: Bytes::copy_from_slice(header.as_bytes()),
             header_len: header.as_bytes().len(),
             payload: Some(payload),
+            rsv1,
+            deflated: OnceLock::new(),
         }))
     }
 
     fn copied(opcode: Opcode, payload: &[u8]) -> Self {
-        let header = header(opcode, payload.len()).encode();
+        Self::joined(opcode, payload, false)
+    }
+
+    /// A message whose header and payload are in one piece.
+    fn joined(opcode: Opcode, payload: &[u8], rsv1: bool) -> Self {
+        let header = header(opcode, payload.len(), rsv1).encode();
         let header = header.as_bytes();
         let mut frame = BytesMut::with_capacity(header.len() + payload.len());
         frame.extend_from_slice(header);
@@ -85,7 +107,31 @@ impl Prepared {
             frame: frame.freeze(),
             header_len: header.len(),
             payload: None,
+            rsv1,
+            deflated: OnceLock::new(),
         }))
+    }
+
+    /// The same message compressed, for peers that keep a window of this size; made when it is
+    /// first needed. None if it does not become shorter.
+    pub(super) fn deflated(&self, level: u8, window_bits: u8, codec: &mut Codec) -> Option<&Self> {
+        // In a window that is no shorter than the message all are alike.
+        let is_inside = self.payload().len() <= 1 << window_bits;
+        let window_bits = if is_inside { 15 } else { window_bits };
+        let index = usize::from(window_bits).checked_sub(9)?;
+        let variants = self.0.deflated.get_or_init(Box::default);
+        let variant = variants[index].get_or_init(|| {
+            let mut output = codec.take_deflated();
+            let len = codec.deflate(self.payload(), level, window_bits, &mut output);
+            let deflated = len.map(|len| Self::joined(self.opcode(), &output[..len], true));
+            codec.put_deflated(output);
+            deflated
+        });
+        variant.as_ref()
+    }
+
+    pub(super) fn is_deflated(&self) -> bool {
+        self.0.rsv1
     }
 
     /// [`Opcode::Text`] or [`Opcode::Binary`].
@@ -203,10 +249,10 @@ impl fmt::Debug for Prepared {
 }
 
 /// A server's frame.
-fn header(opcode: Opcode, payload_len: usize) -> FrameHeader {
+fn header(opcode: Opcode, payload_len: usize, rsv1: bool) -> FrameHeader {
     FrameHeader {
         fin: true,
-        rsv1: false,
+        rsv1,
         opcode,
         payload_len: payload_len as u64,
         mask_key: None,

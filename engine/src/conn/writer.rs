@@ -74,7 +74,7 @@ impl State {
     pub(super) fn set_sends_straight(&mut self, env: &Env) {
         let policy = env.route(self.route).route.output_policy;
         let conflates = matches!(policy, OutputPolicy::Conflate(_));
-        self.sends_straight = !conflates && !self.message_begun();
+        self.sends_straight = !conflates && !self.message_begun() && !self.deflate.is_on();
     }
 }
 

@@ -151,6 +151,18 @@ recorded! {
         messages_refused: "messages_refused_total",
         /// Messages that were given up for want of room, or for others in their place.
         messages_dropped: "messages_dropped_total",
+        /// Compressed messages received.
+        messages_inflated: "messages_inflated_total",
+        /// Bytes that they had on the wire.
+        bytes_before_inflate: "bytes_before_inflate_total",
+        /// Bytes that have become of them.
+        bytes_inflated: "bytes_inflated_total",
+        /// Compressed messages queued.
+        messages_deflated: "messages_deflated_total",
+        /// Bytes that they have.
+        bytes_deflated: "bytes_deflated_total",
+        /// Bytes that they had before they were compressed.
+        bytes_before_deflate: "bytes_before_deflate_total",
         /// Times that the kernel did not take all output of a connection.
         backpressure: "backpressure_total",
         /// Connections closed to keep to the output budget.
@@ -169,6 +181,8 @@ recorded! {
         connections: "connections",
         /// Bytes held for output that peers have not taken.
         output_held: "output_held_bytes",
+        /// Bytes granted for context takeover.
+        takeover: "takeover_bytes",
         /// Buffers in use: for output, and for what has arrived of something incomplete. What a
         /// callback that panicked had been given stays counted.
         buffers_in_use: "buffers_in_use",

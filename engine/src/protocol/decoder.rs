@@ -26,8 +26,20 @@ pub struct DecoderLimits {
     pub message_len_max: u64,
     /// The most frames that a message may have.
     pub fragment_count_max: u32,
-    /// An agreed extension gives RSV1 a meaning (RFC 7692 §6).
+    /// Messages may be compressed: RSV1 says so (RFC 7692 §6). They come as
+    /// [`Event::Chunk`]s, and are not checked.
     pub rsv1_allowed: bool,
+}
+
+impl DecoderLimits {
+    /// The longest compressed message: the longest message may become longer by being compressed,
+    /// by one bit in eight where the codes are fixed (RFC 1951 §3.2.6), or by the headers of its
+    /// blocks. What it inflates to is the inflater's to limit.
+    fn deflated_len_max(&self) -> u64 {
+        self.message_len_max
+            .saturating_add(self.message_len_max / 8)
+            .saturating_add(1024)
+    }
 }
 
 /// The receiving half of a connection: turns bytes into messages and control frames.
@@ -173,13 +185,22 @@ impl Decoder {
         }
         self.message_len = self.message_len.saturating_add(header.payload_len);
         if self.message_len > limits.message_len_max {
-            return Err(ProtocolError::MessageTooBig);
+            self.check_deflated_len(limits)?;
         }
         self.fragment_count += 1;
         if self.fragment_count > limits.fragment_count_max {
             return Err(ProtocolError::FragmentsTooMany);
         }
         Ok(())
+    }
+
+    /// A message that is longer than the limit is compressed, and not too long for that.
+    #[cold]
+    fn check_deflated_len(&self, limits: &DecoderLimits) -> Result<(), ProtocolError> {
+        if self.rsv1 && self.message_len <= limits.deflated_len_max() {
+            return Ok(());
+        }
+        Err(ProtocolError::MessageTooBig)
     }
 
     /// Takes what is there of the current data frame's payload.

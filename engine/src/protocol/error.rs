@@ -23,9 +23,15 @@ pub enum ProtocolError {
     /// More control frames in a second than the limit.
     #[error("too many control frames")]
     ControlTooOften,
+    /// RFC 7692 §7.2.2: a compressed message that is not DEFLATE, or ends inside a block.
+    #[error("malformed compressed message")]
+    Deflate,
     /// More frames in one message than the limit.
     #[error("too many fragments")]
     FragmentsTooMany,
+    /// A compressed message that becomes more times as long as the limit allows.
+    #[error("compressed message inflates too much")]
+    InflateRatio,
     /// RFC 6455 §5.2: a length in more bytes than it needs.
     #[error("length not in its shortest form")]
     LengthNotMinimal,
@@ -74,11 +80,11 @@ impl ProtocolError {
             | Self::OpcodeReserved
             | Self::ReservedBit
             | Self::Unmasked => CloseCode::PROTOCOL_ERROR,
-            Self::Utf8 => CloseCode::INVALID_PAYLOAD,
+            Self::Deflate | Self::Utf8 => CloseCode::INVALID_PAYLOAD,
             Self::ControlTooOften | Self::FragmentsTooMany | Self::MessageTooOften => {
                 CloseCode::POLICY_VIOLATION
             }
-            Self::MessageTooBig => CloseCode::MESSAGE_TOO_BIG,
+            Self::InflateRatio | Self::MessageTooBig => CloseCode::MESSAGE_TOO_BIG,
         }
     }
 }

@@ -37,6 +37,15 @@ impl<'a> Message<'a> {
         }
     }
 
+    /// A text message of bytes that have not been checked.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Utf8`].
+    pub fn text_of(payload: &'a [u8]) -> Result<Self, ProtocolError> {
+        let text = simd::to_str(payload).ok_or(ProtocolError::Utf8)?;
+        Ok(Self::text(text))
+    }
+
     /// A message put together from the chunks of a [`Decoder`](super::Decoder), which has
     /// checked them.
     #[inline]

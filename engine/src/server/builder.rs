@@ -6,6 +6,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::COMPRESSION_BUDGET;
+#[cfg(feature = "deflate")]
+use crate::config::Compression;
 use crate::config::DEFERRED_MAX;
 use crate::config::Limits;
 use crate::config::OUTPUT_BUDGET;
@@ -94,6 +97,7 @@ pub(super) struct Settings {
     pub(super) direct_descriptors: Option<bool>,
     pub(super) output_budget: Option<usize>,
     pub(super) victims: Victims,
+    pub(super) compression_budget: Option<usize>,
     pub(super) proxies: Option<Proxies>,
     pub(super) health_path: Option<Box<str>>,
     pub(super) metrics_path: Option<Box<str>>,
@@ -295,6 +299,7 @@ impl Settings {
         env.tls.clone_from(&self.tls);
         env.held_len_max = self.output_budget.unwrap_or(OUTPUT_BUDGET);
         env.victims = self.victims;
+        env.takeover_len_max = self.compression_budget.unwrap_or(COMPRESSION_BUDGET);
         env.proxies.clone_from(&self.proxies);
         env.health_path.clone_from(&self.health_path);
         env.metrics_path.clone_from(&self.metrics_path);
@@ -447,6 +452,45 @@ impl<M: MakeHandler> Builder<M> {
     /// Whether pings are answered by the engine; the default ([`Route::auto_pong`]).
     pub fn auto_pong(self, auto: bool) -> Self {
         self.change_base(|base| base.auto_pong(auto))
+    }
+
+    /// Whether messages are compressed where the client offers it
+    /// ([`Route::compression`]).
+    #[cfg(feature = "deflate")]
+    pub fn compression(self, compression: Compression) -> Self {
+        self.change_base(|base| base.compression(compression))
+    }
+
+    /// How hard messages are compressed, from 1, the fastest and the default, to 9
+    /// ([`Route::compression_level`]).
+    #[cfg(feature = "deflate")]
+    pub fn compression_level(self, level: u8) -> Self {
+        self.change_base(|base| base.compression_level(level))
+    }
+
+    /// The shortest message that is compressed, in bytes ([`Route::compression_len_min`]).
+    #[cfg(feature = "deflate")]
+    pub fn compression_len_min(self, len: usize) -> Self {
+        self.change_base(|base| base.compression_len_min(len))
+    }
+
+    /// Compresses only for clients whose requests `check` accepts
+    /// ([`Route::compression_check`]).
+    #[cfg(feature = "deflate")]
+    pub fn compression_check(
+        self,
+        check: impl Fn(&Request<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.change_base(|base| base.compression_check(check))
+    }
+
+    /// The most memory, in bytes, that a thread's connections may keep for context takeover
+    /// ([`Compression::Dedicated`]): those that come when it is used up compress each message by
+    /// itself. 64 MiB by default, which is for about 150 connections with the largest windows.
+    #[cfg(feature = "deflate")]
+    pub fn compression_budget(mut self, bytes: usize) -> Self {
+        self.settings.compression_budget = Some(bytes);
+        self
     }
 
     /// How long a connection may be open before the handler has promoted it

@@ -3,6 +3,7 @@ use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::COMPRESSION_BUDGET;
 use crate::config::DEFERRED_MAX;
 use crate::config::OUTPUT_BUDGET;
 use crate::config::Proxies;
@@ -44,7 +45,9 @@ pub struct SimSettings {
     pub connections_max: usize,
     /// Memory for output that peers have not taken.
     pub output_budget: usize,
-    /// Whose connections are closed when it is used up.
+    /// Memory for context takeover.
+    pub compression_budget: usize,
+    /// Whose connections are closed when that for output is used up.
     pub victims: Victims,
     /// Where it says whether it is ready.
     pub health_path: Option<Box<str>>,
@@ -74,6 +77,7 @@ impl Default for SimSettings {
             tls: None,
             connections_max: usize::MAX,
             output_budget: OUTPUT_BUDGET,
+            compression_budget: COMPRESSION_BUDGET,
             victims: Victims::default(),
             health_path: None,
             metrics_path: None,
@@ -104,6 +108,7 @@ impl<H: Handler> SimServer<H> {
         let routes = iter::once(settings.base).chain(routes);
         let mut env = Env::new(routes.collect(), seed);
         env.held_len_max = settings.output_budget;
+        env.takeover_len_max = settings.compression_budget;
         env.victims = settings.victims;
         env.proxies = settings.proxies;
         env.health_path = settings.health_path;

@@ -97,7 +97,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// What is asked for makes no sense; `on_close` is not called.
     pub fn connect(&mut self, connect: &Connect, data: H::Data) -> Result<ConnId, ConfigError> {
         let target = connect.target()?;
-        let handshake = connect.handshake(&mut self.env.random)?;
+        let handshake = {
+            let deflate = self.env.offer_deflate(connect.compression_wanted());
+            connect.handshake(&mut self.env.random, deflate)?
+        };
         let tls = connect.session(&mut self.env.pool)?;
         let conn = Conn::connect(handshake, data, tls, &mut self.env);
         let made = if self.stop_at.is_some() {
@@ -156,7 +159,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             return Err(io::Error::other(text));
         }
         let registered = self.backend.adopt(socket).and_then(|socket| {
-            let key = self.add(socket, Conn::adopt(agreed, data, &self.env));
+            let conn = Conn::adopt(agreed, data, &mut self.env);
+            let key = self.add(socket, conn);
             match self.backend.register(socket, Token::new(key)) {
                 Ok(()) => Ok(key),
                 Err(error) => {

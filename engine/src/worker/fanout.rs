@@ -5,6 +5,7 @@ use std::mem;
 use arrayvec::ArrayVec;
 
 use crate::config::Victims;
+use crate::conn::SendOptions;
 use crate::pubsub::PubSub;
 use crate::pubsub::Publication;
 use crate::reactor::Backend;
@@ -50,8 +51,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             self.deliver(key, |conn, env, sink| {
                 for publication in &run[run.len() - count..] {
                     if publication.except != Some(key) {
-                        let Published { message, policy } = &publication.message;
-                        conn.send_prepared(message, *policy, env, sink);
+                        let Published { message, options } = &publication.message;
+                        conn.send_prepared(message, options, env, sink);
                     }
                 }
             });
@@ -71,9 +72,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 let key = self.conns.key_at(index);
                 let is_open = |key: &Key| self.conns.get(*key).is_some_and(|s| s.conn.is_open());
                 if let Some(key) = key.filter(is_open) {
+                    let options = SendOptions::new();
                     self.deliver(key, |conn, env, sink| {
                         for message in &messages {
-                            conn.send_prepared(message, None, env, sink);
+                            conn.send_prepared(message, &options, env, sink);
                         }
                     });
                     self.after(key, false);

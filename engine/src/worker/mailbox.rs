@@ -12,7 +12,6 @@ use std::time::Instant;
 
 use crossbeam_queue::SegQueue;
 
-use crate::config::OutputPolicy;
 use crate::conn::Agreed;
 use crate::conn::DeferredAnswer;
 use crate::conn::Prepared;
@@ -39,11 +38,11 @@ pub type Value = Box<dyn Any + Send>;
 #[derive(Debug)]
 pub(super) enum Command {
     /// A message for one connection.
-    Send(Key, Prepared, Option<OutputPolicy>),
+    Send(Key, Prepared, SendOptions),
     /// A message for every open connection.
     Broadcast(Prepared),
     /// A message for the subscribers of a topic.
-    Publish(Arc<str>, Prepared, Option<OutputPolicy>),
+    Publish(Arc<str>, Prepared, SendOptions),
     /// A value for the handler, about one connection.
     PostTo(Key, Value),
     /// A value for the handler.
@@ -250,8 +249,7 @@ impl Remote {
         message: impl Into<Prepared>,
         options: &SendOptions,
     ) -> Result<(), PostError> {
-        let policy = options.output_policy();
-        self.post_command(id, Command::Send(id.key, message.into(), policy))
+        self.post_command(id, Command::Send(id.key, message.into(), *options))
     }
 
     /// Sends a message to every open connection of the server: one copy, whatever their
@@ -300,9 +298,8 @@ impl Remote {
             return Ok(());
         }
         let topic = Arc::<str>::from(topic);
-        let policy = options.output_policy();
         self.post_all(but, || {
-            Command::Publish(Arc::clone(&topic), message.clone(), policy)
+            Command::Publish(Arc::clone(&topic), message.clone(), *options)
         })
     }
 

@@ -262,6 +262,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         metrics.turns.add(1);
         metrics.connections.set(self.conns.len() as u64);
         metrics.output_held.set(self.env.held_len as u64);
+        metrics.takeover.set(self.env.takeover_len as u64);
         metrics.buffers_in_use.set(self.env.pool.in_use() as u64);
         metrics.deferred.set(self.env.deferred as u64);
         metrics.topics.set(self.local.pubsub.topic_count() as u64);
@@ -825,14 +826,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
             self.broadcast();
             match command {
-                Command::Send(key, message, policy) => {
+                Command::Send(key, message, options) => {
                     self.deliver(key, |conn, env, sink| {
-                        conn.send_prepared(&message, policy, env, sink);
+                        conn.send_prepared(&message, &options, env, sink);
                     });
                     self.after(key, false);
                 }
-                Command::Publish(topic, message, policy) => {
-                    let published = Published { message, policy };
+                Command::Publish(topic, message, options) => {
+                    let published = Published { message, options };
                     self.local.pubsub.publish(&topic, published, None);
                 }
                 Command::PostTo(key, value) => {

@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::OutputPolicy;
 use crate::conn::Env;
 use crate::conn::Prepared;
 use crate::conn::SendOptions;
@@ -81,7 +80,7 @@ impl Timing {
 #[derive(Debug)]
 pub(super) struct Published {
     pub(super) message: Prepared,
-    pub(super) policy: Option<OutputPolicy>,
+    pub(super) options: SendOptions,
 }
 
 /// What an alarm is for.
@@ -150,9 +149,11 @@ impl<D> Local<D> {
         except: Option<Key>,
     ) -> Result<(), PostError> {
         let result = remote.publish_but(Some(number), topic, &message, options);
-        let policy = options.output_policy();
-        self.pubsub
-            .publish(topic, Published { message, policy }, except);
+        let published = Published {
+            message,
+            options: *options,
+        };
+        self.pubsub.publish(topic, published, except);
         result
     }
 }

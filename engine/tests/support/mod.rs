@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 pub mod certificates;
+pub mod deflate;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -56,6 +57,8 @@ use sockeye::testkit::Faults;
 use sockeye::testkit::SimClient;
 use sockeye::testkit::SimServer;
 use sockeye::testkit::SimSettings;
+
+pub use deflate::Deflate;
 
 /// How long anything may take that does not depend on a time-out. Only a failure takes it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -427,6 +430,7 @@ pub struct Settings {
     pub connections_max: Option<usize>,
     pub threads: Option<usize>,
     pub output_budget: Option<(usize, Victims)>,
+    pub compression_budget: Option<usize>,
     pub proxies: Option<Proxies>,
     pub deferred_max: Option<usize>,
     pub per_address_max: Option<u32>,
@@ -514,6 +518,7 @@ impl World {
                 per_address_max: settings.per_address_max,
                 accept_rate_max: settings.accept_rate_max,
                 output_budget,
+                compression_budget: settings.compression_budget.unwrap_or(usize::MAX),
                 victims,
                 tls: tls.cloned(),
                 base: settings.base.limits(settings.limits),
@@ -541,6 +546,9 @@ impl World {
             });
         if let Some((bytes, victims)) = settings.output_budget {
             builder = builder.output_budget(bytes, victims);
+        }
+        if let Some(bytes) = settings.compression_budget {
+            builder = builder.compression_budget(bytes);
         }
         if let Some(proxies) = settings.proxies {
             builder = builder.proxies(proxies);
@@ -969,6 +977,10 @@ pub struct Link {
     /// The beginning of the next record.
     record: Vec<u8>,
     dribbles: bool,
+    /// Compression that has been agreed.
+    pub deflate: Option<Deflate>,
+    /// Whether each message that it got was compressed, and to how many bytes.
+    pub deflated_lens: Vec<Option<usize>>,
     /// Its stream is another link's.
     handed_over: bool,
 }
@@ -1004,6 +1016,8 @@ impl Link {
             record_lens: Vec::new(),
             record: Vec::new(),
             dribbles,
+            deflate: None,
+            deflated_lens: Vec::new(),
             handed_over: false,
         };
         while link.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
@@ -1217,7 +1231,8 @@ impl Link {
             let decoded = FrameHeader::decode(&self.received).expect("a legal frame");
             if let Some((header, header_len)) = decoded {
                 assert_eq!(header.mask_key.is_some(), self.is_server, "masked or not");
-                assert!(!header.rsv1, "a server compressed without being asked");
+                let deflates = self.deflate.is_some();
+                assert!(!header.rsv1 || deflates, "compressed without being asked");
                 let len = header_len + header.payload_len as usize;
                 if self.received.len() >= len {
                     let mut frame: Vec<u8> = self.received.drain(..len).collect();
@@ -1225,9 +1240,18 @@ impl Link {
                         self.mask_keys.push(key);
                         sockeye::protocol::mask(&mut frame[header_len..], key);
                     }
+                    let mut payload = frame[header_len..].to_vec();
+                    if matches!(header.opcode, Opcode::Text | Opcode::Binary) {
+                        let len = header.rsv1.then_some(payload.len());
+                        self.deflated_lens.push(len);
+                    }
+                    if let Some(deflate) = self.deflate.as_mut().filter(|_| header.rsv1) {
+                        assert!(header.fin, "compressed fragments are not expected here");
+                        payload = deflate.inflate(&payload);
+                    }
                     let received = Received {
                         opcode: header.opcode,
-                        payload: frame[header_len..].to_vec(),
+                        payload,
                     };
                     return Some((header.fin, received));
                 }
@@ -1244,6 +1268,23 @@ impl Link {
             server_frame(0x80 | opcode as u8, payload)
         } else {
             frame(opcode, payload)
+        };
+        self.send(&frame);
+    }
+
+    /// A compressed message, in one frame.
+    pub fn send_deflated(&mut self, opcode: Opcode, payload: &[u8]) {
+        let deflate = self.deflate.as_mut().expect("it has been agreed");
+        let deflated = deflate.deflate(payload);
+        self.send_rsv1(opcode, &deflated);
+    }
+
+    /// A frame that says it is compressed.
+    pub fn send_rsv1(&mut self, opcode: Opcode, payload: &[u8]) {
+        let first = 0xC0 | opcode as u8;
+        let frame = match self.is_server {
+            true => server_frame(first, payload),
+            false => raw_frame(first, payload),
         };
         self.send(&frame);
     }

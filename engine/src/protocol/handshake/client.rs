@@ -12,6 +12,8 @@ use crate::http1::push_header;
 use crate::http1::reason_phrase;
 
 use super::BASE64;
+use super::DeflateParams;
+use super::ExtensionOffers;
 use super::accept_key;
 
 /// A client's request for a WebSocket (RFC 6455 §4.1).
@@ -27,7 +29,9 @@ pub struct ClientRequest<'a> {
     pub origin: Option<&'a str>,
     /// Offered subprotocols, the preferred one first.
     pub subprotocols: &'a [&'a str],
-    /// The value of `Sec-WebSocket-Extensions`.
+    /// permessage-deflate is offered with these parameters (RFC 7692 §7.1).
+    pub deflate: Option<DeflateParams>,
+    /// The value of a `Sec-WebSocket-Extensions` of the caller's own.
     pub extensions: Option<&'a str>,
     /// Further headers.
     pub headers: &'a [(&'a str, &'a str)],
@@ -69,6 +73,7 @@ impl ClientRequest<'_> {
         ExpectedResponse {
             accept_key: accept_key(self.key().as_bytes()),
             subprotocols: self.subprotocols.iter().map(|&name| name.into()).collect(),
+            deflate: self.deflate,
             extensions_offered: self.extensions.is_some(),
         }
     }
@@ -100,6 +105,9 @@ impl ClientRequest<'_> {
             let offered = self.subprotocols.join(", ");
             push_header(&mut head, "Sec-WebSocket-Protocol", &offered)?;
         }
+        if let Some(deflate) = &self.deflate {
+            push_header(&mut head, "Sec-WebSocket-Extensions", &deflate.offer())?;
+        }
         if let Some(extensions) = self.extensions {
             push_header(&mut head, "Sec-WebSocket-Extensions", extensions)?;
         }
@@ -117,6 +125,7 @@ impl ClientRequest<'_> {
 pub struct ExpectedResponse {
     accept_key: [u8; 28],
     subprotocols: Vec<String>,
+    deflate: Option<DeflateParams>,
     extensions_offered: bool,
 }
 
@@ -141,10 +150,7 @@ impl ExpectedResponse {
             return Err(ResponseError::AcceptKey);
         }
         if !self.extensions_offered {
-            let mut extensions = head.header_values("Sec-WebSocket-Extensions");
-            if extensions.next().is_some() {
-                return Err(ResponseError::Extensions);
-            }
+            self.check_deflate(head)?;
         }
         let mut chosen = head.header_values("Sec-WebSocket-Protocol");
         match (chosen.next(), chosen.next()) {
@@ -157,6 +163,32 @@ impl ExpectedResponse {
             },
             _ => Err(ResponseError::Subprotocol),
         }
+    }
+}
+
+impl ExpectedResponse {
+    /// What has been agreed of permessage-deflate, if it was offered and no other extension was:
+    /// what other extensions mean is the caller's business.
+    ///
+    /// # Errors
+    /// [`ResponseError::Extensions`]: an extension that was not offered, or permessage-deflate
+    /// with parameters that break RFC 7692 §7.1.
+    pub fn check_deflate(
+        &self,
+        head: &ResponseHead<'_>,
+    ) -> Result<Option<DeflateParams>, ResponseError> {
+        let mut agreed = None;
+        for value in head.header_values("Sec-WebSocket-Extensions") {
+            let answers = ExtensionOffers::parse(value).ok_or(ResponseError::Extensions)?;
+            for answer in answers {
+                let offered = self.deflate.filter(|_| agreed.is_none());
+                agreed = offered.and_then(|offered| offered.check(&answer));
+                if agreed.is_none() {
+                    return Err(ResponseError::Extensions);
+                }
+            }
+        }
+        Ok(agreed)
     }
 }
 

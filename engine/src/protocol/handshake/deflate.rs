@@ -177,8 +177,9 @@ impl DeflateParams {
         }
         Some(Self {
             server_no_context_takeover: answer.server_no_context_takeover,
-            client_no_context_takeover: answer.client_no_context_takeover
-                || self.client_no_context_takeover,
+            // Only what the server has said: where it has not it may keep its window, and must
+            // be sent what goes on behind each message.
+            client_no_context_takeover: answer.client_no_context_takeover,
             server_max_window_bits: server_bits,
             client_max_window_bits: client_bits.min(self.client_max_window_bits),
         })
@@ -331,10 +332,10 @@ mod tests {
              server_max_window_bits=12; client_max_window_bits=10"
         );
         let least = "; server_no_context_takeover; server_max_window_bits=12";
-        assert_eq!(checked(wanted, least), Some(params(true, true, 12, 10)));
+        assert_eq!(checked(wanted, least), Some(params(true, false, 12, 10)));
         let less =
             "; server_no_context_takeover; server_max_window_bits=9; client_max_window_bits=8";
-        assert_eq!(checked(wanted, less), Some(params(true, true, 9, 8)));
+        assert_eq!(checked(wanted, less), Some(params(true, false, 9, 8)));
         for bad in [
             "",
             "; server_no_context_takeover",

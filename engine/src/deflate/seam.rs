@@ -1,0 +1,195 @@
+//! Makes a stream that ends go on: what is behind it may be a part of it.
+//!
+//! libdeflate writes whole streams: their last block says so (BFINAL), and zeros fill its last
+//! byte. RFC 7692 §7.2.3.4 allows to send that, and there are clients which then misread the next
+//! message. If there is but one block its first bit says that it is the last, and can be cleared.
+//! What follows in the last byte is then the header of the next block: that of an empty stored
+//! one, all zeros, if there are three bits for it. So it has to be known how many there are; they
+//! begin behind the last code, which is that of the end of the block.
+
+/// RFC 1951 §3.2.7: the order in which the lengths of the code lengths' codes come.
+const LENGTHS_ORDER: [usize; 19] = [
+    16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
+];
+
+/// The symbol that ends a block (RFC 1951 §3.2.5).
+const END_OF_BLOCK: usize = 256;
+
+/// RFC 1951 §3.2.5: extra bits of the symbols 257 to 285.
+const LENGTH_EXTRA: [usize; 29] = [
+    0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0,
+];
+
+/// Clears the mark of the last block of a stream that has one block only; gives how many bits of
+/// its last byte are behind that. None, and nothing is changed, if the stream has several blocks,
+/// or it cannot be told.
+pub(super) fn reopen(stream: &mut [u8]) -> Option<usize> {
+    let bits = Bits(stream);
+    let (is_last, kind) = (bits.at(0, 1), bits.at(1, 2));
+    if is_last == 0 {
+        return None;
+    }
+    let padding = match kind {
+        1 => padding_of_fixed(bits)?,
+        2 => padding_of_dynamic(bits)?,
+        // RFC 1951 §3.2.4: a stored block ends with a byte.
+        0 if stream.len() == 5 + bits.at(8, 16) as usize => 0,
+        _ => return None,
+    };
+    stream[0] &= !1;
+    Some(padding)
+}
+
+/// Bits as DEFLATE counts them: from the least significant of the first byte on.
+#[derive(Clone, Copy)]
+struct Bits<'a>(&'a [u8]);
+
+impl Bits<'_> {
+    fn len(self) -> usize {
+        8 * self.0.len()
+    }
+
+    /// At most 32 bits; zeros behind the end.
+    fn at(self, position: usize, count: usize) -> u32 {
+        let rest = self.0.get(position / 8..).unwrap_or_default();
+        let word = match rest.first_chunk() {
+            Some(word) => u64::from_le_bytes(*word),
+            None => {
+                let mut word = [0; 8];
+                word[..rest.len()].copy_from_slice(rest);
+                u64::from_le_bytes(word)
+            }
+        };
+        ((word >> (position % 8)) & ((1 << count) - 1)) as u32
+    }
+
+    /// The same, first bit first: as Huffman codes are packed (RFC 1951 §3.1.1).
+    fn code_at(self, position: usize, count: usize) -> u32 {
+        match count {
+            0 => 0,
+            _ => self.at(position, count).reverse_bits() >> (32 - count),
+        }
+    }
+}
+
+/// With fixed codes (RFC 1951 §3.2.6) the end is seven zeros, like what follows: each code is
+/// looked at.
+fn padding_of_fixed(bits: Bits<'_>) -> Option<usize> {
+    let mut position = 3;
+    while position < bits.len() {
+        let seven = bits.code_at(position, 7) as usize;
+        let symbol = match seven {
+            // 256 to 279.
+            0..24 => {
+                position += 7;
+                seven + 256
+            }
+            // 280 to 287.
+            96..100 => {
+                let eight = bits.code_at(position, 8) as usize;
+                position += 8;
+                eight - 192 + 280
+            }
+            // 144 to 255, of nine bits; 0 to 143, of eight.
+            100.. => {
+                position += 9;
+                0
+            }
+            _ => {
+                position += 8;
+                0
+            }
+        };
+        if symbol == END_OF_BLOCK {
+            return bits.len().checked_sub(position).filter(|&left| left < 8);
+        }
+        if symbol > END_OF_BLOCK {
+            position += LENGTH_EXTRA.get(symbol - 257)?;
+            let distance = bits.code_at(position, 5) as usize;
+            position += 5 + (distance / 2).saturating_sub(1);
+        }
+    }
+    None
+}
+
+/// With codes of its own (RFC 1951 §3.2.7) the code of the end is found out, and looked for
+/// before the zeros. None if it could be at several places.
+fn padding_of_dynamic(bits: Bits<'_>) -> Option<usize> {
+    let (code, len, header_len) = end_code(bits)?;
+    let mut found = None;
+    for padding in 0..8 {
+        let end = bits.len() - padding;
+        if bits.at(end, padding) != 0 || end < header_len + len {
+            break;
+        }
+        if bits.code_at(end - len, len) == code && found.replace(padding).is_some() {
+            return None;
+        }
+    }
+    found
+}
+
+/// The code that ends the block, its length, and where the block's header ends.
+fn end_code(bits: Bits<'_>) -> Option<(u32, usize, usize)> {
+    let symbols = bits.at(3, 5) as usize + 257;
+    let length_codes = bits.at(13, 4) as usize + 4;
+    let mut position = 17;
+    let mut lengths = [0_u8; 19];
+    for &symbol in &LENGTHS_ORDER[..length_codes] {
+        lengths[symbol] = bits.at(position, 3) as u8;
+        position += 3;
+    }
+    // Which symbol seven bits begin with, and how many of them are its code.
+    let mut table = [(0_u8, 0_u8); 128];
+    let mut code = 0_usize;
+    for len in 1..=7_u8 {
+        for (symbol, _) in lengths.iter().enumerate().filter(|(_, own)| **own == len) {
+            // As the bits come: the code's first is the least significant.
+            let first = code.reverse_bits() >> (usize::BITS - u32::from(len));
+            for index in (first..128).step_by(1 << len) {
+                table[index] = (symbol as u8, len);
+            }
+            code += 1;
+        }
+        code *= 2;
+    }
+    // How many symbols have each length, and how many of them come before that of the end.
+    let mut counts = [0_u32; 16];
+    let (mut end_len, mut end_rank) = (0, 0);
+    let (mut symbol, mut last) = (0, 0_u8);
+    while symbol < symbols {
+        let (kind, len) = table[bits.at(position, 7) as usize];
+        if len == 0 {
+            return None;
+        }
+        position += usize::from(len);
+        let (value, repeat) = match kind {
+            16 => (last, 3 + take(bits, &mut position, 2)),
+            17 => (0, 3 + take(bits, &mut position, 3)),
+            18 => (0, 11 + take(bits, &mut position, 7)),
+            value => (value, 1),
+        };
+        last = value;
+        // What is repeated may go on in the distances' lengths.
+        let until = symbols.min(symbol + repeat);
+        if (symbol..until).contains(&END_OF_BLOCK) {
+            end_len = usize::from(value);
+            end_rank = counts[end_len] + (END_OF_BLOCK - symbol) as u32;
+        }
+        counts[usize::from(value)] += (until - symbol) as u32;
+        symbol = until;
+    }
+    if end_len == 0 {
+        return None;
+    }
+    // RFC 1951 §3.2.2.
+    counts[0] = 0;
+    let first = (1..=end_len).fold(0, |code, len| (code + counts[len - 1]) << 1);
+    Some((first + end_rank, end_len, position))
+}
+
+fn take(bits: Bits<'_>, position: &mut usize, count: usize) -> usize {
+    let value = bits.at(*position, count) as usize;
+    *position += count;
+    value
+}
