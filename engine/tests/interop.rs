@@ -1,5 +1,6 @@
 //! Interoperation with libraries that nobody here wrote, in both roles, plain and over TLS:
-//! text and binary of many sizes, pings, fragments, a subprotocol, close codes.
+//! text and binary of many sizes, pings, fragments, a subprotocol, close codes; and plain with
+//! permessage-deflate, without context takeover and with it.
 //!
 //! `tokio-tungstenite` runs in this process. The others (Python `websockets`, Node.js `ws`,
 //! `gorilla/websocket`, `coder/websocket`) are programs in the folder `interop`; `.ci/interop
@@ -27,6 +28,7 @@ use std::time::Duration;
 use sockeye::BackendChoice;
 use sockeye::CloseCode;
 use sockeye::Closed;
+use sockeye::Compression;
 use sockeye::Connect;
 use sockeye::Context;
 use sockeye::Engine;
@@ -51,6 +53,8 @@ fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.message_len_max = 1 << 21;
     limits.output_len_max = 1 << 22;
+    // A mebibyte of one byte is among what is sent.
+    limits.inflate_ratio_max = 0;
     limits
 }
 
@@ -83,11 +87,12 @@ impl Handler for Peer {
     }
 }
 
-fn our_server(backend: BackendChoice, tls: bool) -> Handle {
+fn our_server(backend: BackendChoice, tls: bool, compression: Compression) -> Handle {
     let builder = Server::builder()
         .handler(|_| Peer)
         .limits(limits())
         .subprotocols(["b"])
+        .compression(compression)
         .backend(backend)
         .threads(1);
     let bound = if tls {
@@ -98,18 +103,32 @@ fn our_server(backend: BackendChoice, tls: bool) -> Handle {
     bound.expect("a free port").spawn().expect("it starts")
 }
 
+/// Compression, and what a foreign program's environment says of it.
+const MODES: [(Compression, &str); 3] = [
+    (Compression::Off, ""),
+    (Compression::Shared, "apart"),
+    (
+        Compression::Dedicated {
+            window_bits: 15,
+            mem: 8,
+        },
+        "takeover",
+    ),
+];
+
 /// Lets a foreign client run its script against our server, on each backend, plain and over
-/// TLS. It gets the URL, and the authority to trust.
-fn foreign_client(run: impl Fn(&str, Option<&Pem>)) {
+/// TLS, and plain with compression. It gets the URL, the authority to trust, and what to offer.
+fn foreign_client(modes: &[(Compression, &str)], run: impl Fn(&str, Option<&Pem>, &str)) {
     let pem = Pem::new();
-    for tls in [false, true] {
+    let tls = (true, (Compression::Off, ""));
+    for (tls, (compression, offer)) in modes.iter().map(|mode| (false, *mode)).chain([tls]) {
         let case = |backend| {
-            let server = our_server(backend, tls);
+            let server = our_server(backend, tls, compression);
             let port = server.local_addr().ip().expect("an IP address").port();
             if tls {
-                run(&format!("wss://localhost:{port}/"), Some(&pem));
+                run(&format!("wss://localhost:{port}/"), Some(&pem), offer);
             } else {
-                run(&format!("ws://127.0.0.1:{port}/"), None);
+                run(&format!("ws://127.0.0.1:{port}/"), None, offer);
             }
             server.shutdown();
             server.join().expect("it ends");
@@ -158,17 +177,23 @@ impl Drop for Pem {
 
 /// Lets both of our clients run their scripts against a foreign server. `start` starts it, with
 /// the certificate to use, and gives its port and what keeps it running.
-fn foreign_server<K>(fragments: &str, start: impl Fn(Option<&Pem>) -> (u16, K)) {
+fn foreign_server<K>(
+    modes: &[(Compression, &str)],
+    fragments: &str,
+    start: impl Fn(Option<&Pem>, &str) -> (u16, K),
+) {
     let pem = Pem::new();
-    for tls in [false, true] {
-        let (port, _running) = start(tls.then_some(&pem));
+    let tls = (true, (Compression::Off, ""));
+    for (tls, (compression, offer)) in modes.iter().map(|mode| (false, *mode)).chain([tls]) {
+        let (port, _running) = start(tls.then_some(&pem), offer);
         let scheme = if tls { "wss" } else { "ws" };
         let connect = Connect::new(&format!("{scheme}://localhost:{port}/")).expect("a URL");
         let connect = connect
             .address(([127, 0, 0, 1], port).into())
             .tls(client_tls().clone())
+            .compression(compression)
             .subprotocols(["a", "b"]);
-        blocking_script(&connect, fragments);
+        blocking_script(&connect, compression, fragments);
         if support::uring_works() {
             reactor_script(&connect, fragments, BackendChoice::Uring);
         }
@@ -176,7 +201,7 @@ fn foreign_server<K>(fragments: &str, start: impl Fn(Option<&Pem>) -> (u16, K)) 
     }
 }
 
-fn blocking_script(connect: &Connect, fragments: &str) {
+fn blocking_script(connect: &Connect, compression: Compression, fragments: &str) {
     let open = || {
         let builder = client::Builder::new(connect.clone()).limits(limits());
         let mut ws = builder.connect().expect("it opens");
@@ -185,6 +210,13 @@ fn blocking_script(connect: &Connect, fragments: &str) {
     };
     let mut ws = open();
     assert_eq!(ws.subprotocol(), Some("b"));
+    assert_eq!(ws.is_compressed(), compression != Compression::Off);
+    for number in 0..20 {
+        let text = support::deflate::json(3_000, number);
+        ws.write_message(&text).expect("sent");
+        let echo = ws.read_message().expect("an echo");
+        assert_eq!(echo.as_str(), Some(&text[..]));
+    }
     for size in SIZES {
         for text in [true, false] {
             let payload = vec![b'x'; size];
@@ -312,6 +344,10 @@ fn reactor_script(connect: &Connect, fragments: &str, backend: BackendChoice) {
         (text("ping"), text("pong")),
         (text("fragments"), text(fragments)),
     ];
+    for number in 0..20 {
+        let records = text(&support::deflate::json(3_000, number));
+        exchanges.push((records.clone(), records));
+    }
     for size in SIZES {
         for message in [
             OwnedMessage::Text("x".repeat(size)),
@@ -405,9 +441,9 @@ fn foreign_program_as_client(library: &str) {
     if program(library).is_none() {
         return;
     }
-    foreign_client(|url, pem| {
+    foreign_client(&MODES, |url, pem, offer| {
         let mut command = program(library).expect("it is there");
-        command.args(["client", url]);
+        command.args(["client", url]).env("SOCKEYE_DEFLATE", offer);
         if let Some(pem) = pem {
             command.arg(pem.path("authority"));
         }
@@ -425,9 +461,9 @@ fn foreign_program_as_server(library: &str, fragments: &str) {
     if program(library).is_none() {
         return;
     }
-    foreign_server(fragments, |pem| {
+    foreign_server(&MODES, fragments, |pem, offer| {
         let mut command = program(library).expect("it is there");
-        command.arg("server");
+        command.arg("server").env("SOCKEYE_DEFLATE", offer);
         if let Some(pem) = pem {
             command.args([pem.path("chain"), pem.path("key")]);
         }
@@ -481,12 +517,15 @@ fn coder_websocket_server() {
 
 #[test]
 fn tokio_tungstenite_client() {
-    foreign_client(|url, pem| tungstenite_peer::run_client(url, pem.is_some()));
+    // It has no compression.
+    foreign_client(&MODES[..1], |url, pem, _| {
+        tungstenite_peer::run_client(url, pem.is_some());
+    });
 }
 
 #[test]
 fn tokio_tungstenite_server() {
-    foreign_server("one two three", |pem| {
+    foreign_server(&MODES[..1], "one two three", |pem, _| {
         tungstenite_peer::start_server(pem.is_some())
     });
 }

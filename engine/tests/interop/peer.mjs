@@ -2,6 +2,8 @@
 //
 // peer.mjs server [CHAIN KEY]      echoes; prints "listening PORT"
 // peer.mjs client URL [AUTHORITY]  runs the script against a server; exits 0 if all was right
+//
+// SOCKEYE_DEFLATE, if it is set, asks for permessage-deflate.
 import assert from "node:assert";
 import { once } from "node:events";
 import fs from "node:fs";
@@ -13,13 +15,14 @@ const require = createRequire(process.env.SOCKEYE_NODE_MODULES + "/");
 const { WebSocket, WebSocketServer } = require("ws");
 
 const SIZES = [0, 1, 125, 126, 65_535, 65_536, 1 << 20];
+const DEFLATE = Boolean(process.env.SOCKEYE_DEFLATE);
 const CODES = [1000, 1001, 1012, 3001, 4999];
 
 function server(chain, key) {
   const files = chain && { cert: fs.readFileSync(chain), key: fs.readFileSync(key) };
   const listener = files ? https.createServer(files) : http.createServer();
   const handleProtocols = (offered) => (offered.has("b") ? "b" : false);
-  const wss = new WebSocketServer({ server: listener, handleProtocols });
+  const wss = new WebSocketServer({ server: listener, handleProtocols, perMessageDeflate: DEFLATE });
   wss.on("connection", (ws) => {
     ws.on("pong", () => ws.send("pong"));
     ws.on("message", (data, binary) => {
@@ -37,7 +40,8 @@ function server(chain, key) {
 }
 
 async function client(url, authority) {
-  const options = authority ? { ca: fs.readFileSync(authority) } : {};
+  const options = { perMessageDeflate: DEFLATE };
+  if (authority) options.ca = fs.readFileSync(authority);
   const open = async () => {
     const ws = new WebSocket(url, ["a", "b"], options);
     await once(ws, "open");
@@ -52,6 +56,13 @@ async function client(url, authority) {
       const [data, isBinary] = await once(ws, "message");
       assert(payload.equals(data) && binary === isBinary, `${size}`);
     }
+  }
+  assert.strictEqual(ws.extensions.includes("permessage-deflate"), DEFLATE);
+  for (let number = 0; number < 20; number++) {
+    const ids = Array.from({ length: 100 }, (_, i) => number * 100 + i);
+    const message = JSON.stringify(ids.map((id) => ({ id, name: `user ${id % 7}` })));
+    ws.send(message);
+    assert.strictEqual((await once(ws, "message"))[0].toString(), message);
   }
   ws.ping("hello");
   assert.strictEqual((await once(ws, "pong"))[0].toString(), "hello");

@@ -2,9 +2,12 @@
 
 peer.py server [CHAIN KEY]     echoes; prints "listening PORT"
 peer.py client URL [AUTHORITY] runs the script against a server; exits 0 if all was right
+
+SOCKEYE_DEFLATE, if it is set, asks for permessage-deflate.
 """
 
 import asyncio
+import os
 import ssl
 import sys
 
@@ -13,7 +16,12 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
 SIZES = [0, 1, 125, 126, 65_535, 65_536, 1 << 20]
+DEFLATE = "deflate" if os.environ.get("SOCKEYE_DEFLATE") else None
 CODES = [1000, 1001, 1012, 3001, 4999]
+
+
+def records(number):
+    return "".join(f'{{"id":{number * 100 + i},"name":"user {i % 7}"}},' for i in range(100))
 
 
 async def echo(ws):
@@ -34,13 +42,13 @@ async def server(chain=None, key=None):
     if chain:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(chain, key)
-    async with serve(echo, "127.0.0.1", 0, ssl=context, subprotocols=["b"], max_size=1 << 21) as it:
+    async with serve(echo, "127.0.0.1", 0, ssl=context, subprotocols=["b"], max_size=1 << 21, compression=DEFLATE) as it:
         print("listening", it.sockets[0].getsockname()[1], flush=True)
         await it.serve_forever()
 
 
 async def client(url, authority=None):
-    options = {"max_size": 1 << 21, "subprotocols": ["a", "b"]}
+    options = {"max_size": 1 << 21, "subprotocols": ["a", "b"], "compression": DEFLATE}
     if authority:
         options["ssl"] = ssl.create_default_context(cafile=authority)
     async with connect(url, **options) as ws:
@@ -49,6 +57,11 @@ async def client(url, authority=None):
             for message in ["x" * size, b"\0" * size]:
                 await ws.send(message)
                 assert await ws.recv() == message, size
+        assert bool(ws.protocol.extensions) == bool(DEFLATE), ws.protocol.extensions
+        for number in range(20):
+            message = records(number)
+            await ws.send(message)
+            assert await ws.recv() == message, number
         await (await ws.ping(b"hello"))
         await ws.send(["frag", "men", "", "ted é"])
         assert await ws.recv() == "fragmented é"

@@ -12,8 +12,18 @@ import (
 	"github.com/coder/websocket"
 )
 
+func compression() websocket.CompressionMode {
+	switch deflate {
+	case "apart":
+		return websocket.CompressionNoContextTakeover
+	case "takeover":
+		return websocket.CompressionContextTakeover
+	}
+	return websocket.CompressionDisabled
+}
+
 func coderEcho(w http.ResponseWriter, r *http.Request) {
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"b"}})
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"b"}, CompressionMode: compression()})
 	if err != nil {
 		return
 	}
@@ -56,9 +66,10 @@ func coderClient(url string, trusted *tls.Config) {
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: trusted}}
 	open := func() *websocket.Conn {
-		options := &websocket.DialOptions{HTTPClient: client, Subprotocols: []string{"a", "b"}}
-		ws, _, err := websocket.Dial(ctx, url, options)
+		options := &websocket.DialOptions{HTTPClient: client, Subprotocols: []string{"a", "b"}, CompressionMode: compression()}
+		ws, response, err := websocket.Dial(ctx, url, options)
 		check(err)
+		agreed(response)
 		ws.SetReadLimit(1 << 21)
 		return ws
 	}
@@ -75,6 +86,10 @@ func coderClient(url string, trusted *tls.Config) {
 			check(ws.Write(ctx, kind, payload))
 			read(payload)
 		}
+	}
+	for number := range 20 {
+		check(ws.Write(ctx, websocket.MessageText, records(number)))
+		read(records(number))
 	}
 	writer, err := ws.Writer(ctx, websocket.MessageText)
 	check(err)

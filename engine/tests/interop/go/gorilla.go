@@ -12,7 +12,7 @@ import (
 )
 
 func gorillaEcho(w http.ResponseWriter, r *http.Request) {
-	upgrader := websocket.Upgrader{Subprotocols: []string{"b"}}
+	upgrader := websocket.Upgrader{Subprotocols: []string{"b"}, EnableCompression: deflate != ""}
 	ws, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return
@@ -49,9 +49,11 @@ func gorillaEcho(w http.ResponseWriter, r *http.Request) {
 
 func gorillaClient(url string, trusted *tls.Config) {
 	dialer := websocket.Dialer{TLSClientConfig: trusted, Subprotocols: []string{"a", "b"}}
+	dialer.EnableCompression = deflate != ""
 	open := func() *websocket.Conn {
-		ws, _, err := dialer.Dial(url, nil)
+		ws, response, err := dialer.Dial(url, nil)
 		check(err)
+		agreed(response)
 		return ws
 	}
 	ws := open()
@@ -65,6 +67,9 @@ func gorillaClient(url string, trusted *tls.Config) {
 	for _, size := range sizes {
 		echo(websocket.TextMessage, bytes.Repeat([]byte("x"), size))
 		echo(websocket.BinaryMessage, make([]byte, size))
+	}
+	for number := range 20 {
+		echo(websocket.TextMessage, records(number))
 	}
 	ponged := ""
 	ws.SetPongHandler(func(payload string) error { ponged = payload; return nil })

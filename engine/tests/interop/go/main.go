@@ -16,6 +16,9 @@ import (
 )
 
 var sizes = []int{0, 1, 125, 126, 65535, 65536, 1 << 20}
+
+// SOCKEYE_DEFLATE asks for permessage-deflate: "apart", or with context "takeover".
+var deflate = os.Getenv("SOCKEYE_DEFLATE")
 var codes = []int{1000, 1001, 1012, 3001, 4999}
 
 func check(err error) {
@@ -28,6 +31,21 @@ func expect(holds bool, what ...any) {
 	if !holds {
 		panic(fmt.Sprint(what...))
 	}
+}
+
+// agreed checks what has become of the offer.
+func agreed(response *http.Response) {
+	header := response.Header.Get("Sec-WebSocket-Extensions")
+	expect(strings.Contains(header, "permessage-deflate") == (deflate != ""), header)
+}
+
+// records is text of some records, which are much like those of other numbers.
+func records(number int) []byte {
+	var text strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&text, `{"id":%d,"name":"user %d"},`, number*100+i, i%7)
+	}
+	return []byte(text.String())
 }
 
 // closeCode is the number of a "close N" message.
