@@ -10,6 +10,7 @@ use clap::Parser;
 use clap::ValueEnum;
 use sockeye::BackendChoice;
 use sockeye::Closed;
+use sockeye::Compression;
 use sockeye::Connect;
 use sockeye::Context;
 use sockeye::Engine;
@@ -28,6 +29,9 @@ struct Cli {
     /// What moves the reactor's bytes: auto, uring or poll.
     #[arg(long, default_value = "auto")]
     backend: BackendChoice,
+    /// Whether compression is offered: off, shared, dedicated or dedicated:WINDOW_BITS:MEM.
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    compression: Compression,
     /// How the client is called in the report.
     #[arg(long, default_value = "sockeye")]
     agent: String,
@@ -59,12 +63,13 @@ fn limits() -> Limits {
     limits
 }
 
-fn builder(url: &str) -> Result<client::Builder, client::Error> {
-    Ok(client::Builder::new(Connect::new(url)?).limits(limits()))
+fn builder(url: &str, compression: Compression) -> Result<client::Builder, client::Error> {
+    let connect = Connect::new(url)?.compression(compression);
+    Ok(client::Builder::new(connect).limits(limits()))
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
-    let mut ws = builder(&format!("{}/getCaseCount", cli.url))?.connect()?;
+    let mut ws = builder(&format!("{}/getCaseCount", cli.url), Compression::Off)?.connect()?;
     let cases: u32 = ws.read_message()?.as_str().unwrap_or_default().parse()?;
     drop(ws);
     let urls = (1..=cases).map(|case| {
@@ -74,20 +79,21 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     match cli.client {
         Client::Blocking => {
             for url in urls {
-                echo_blocking(&url)?;
+                echo_blocking(&url, cli.compression)?;
             }
         }
-        Client::Reactor => echo_on_reactor(urls, cli.backend)?,
+        Client::Reactor => echo_on_reactor(urls, cli)?,
     }
-    let mut ws = builder(&format!("{}/updateReports?agent={}", cli.url, cli.agent))?.connect()?;
+    let url = format!("{}/updateReports?agent={}", cli.url, cli.agent);
+    let mut ws = builder(&url, Compression::Off)?.connect()?;
     match ws.read_message() {
         Ok(_) | Err(client::Error::Closed(_)) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-fn echo_blocking(url: &str) -> Result<(), Failure> {
-    let mut ws = builder(url)?.connect()?;
+fn echo_blocking(url: &str, compression: Compression) -> Result<(), Failure> {
+    let mut ws = builder(url, compression)?.connect()?;
     let mut payload = Vec::new();
     loop {
         payload.clear();
@@ -119,17 +125,15 @@ impl Handler for Echo {
     }
 }
 
-fn echo_on_reactor(
-    urls: impl Iterator<Item = String>,
-    backend: BackendChoice,
-) -> Result<(), Failure> {
+fn echo_on_reactor(urls: impl Iterator<Item = String>, cli: &Cli) -> Result<(), Failure> {
     let mut engine = Engine::builder()
         .handler(|_| Echo)
         .limits(limits())
-        .backend(backend)
+        .backend(cli.backend)
         .engine()?;
     for url in urls {
-        engine.connect(&Connect::new(&url)?, ())?;
+        let connect = Connect::new(&url)?.compression(cli.compression);
+        engine.connect(&connect, ())?;
         while engine.connections() > 0 {
             engine.turn(Some(Duration::from_secs(1)))?;
         }

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use sockeye::Address;
 use sockeye::BackendChoice;
 use sockeye::Builder;
+use sockeye::Compression;
 use sockeye::ConfigError;
 use sockeye::Handle;
 use sockeye::MakeHandler;
@@ -34,6 +35,9 @@ pub struct Cli {
     /// Most connections at once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub connections: Option<u32>,
+    /// Whether messages are compressed: off, shared, dedicated or dedicated:WINDOW_BITS:MEM.
+    #[arg(long, value_name = "MODE", default_value = "off", value_parser = compression)]
+    pub compression: Compression,
     /// PEM file with a certificate chain: listens with TLS (wss).
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
@@ -51,6 +55,10 @@ fn backend(text: &str) -> Result<BackendChoice, String> {
     text.parse()
 }
 
+fn compression(text: &str) -> Result<Compression, String> {
+    text.parse()
+}
+
 impl Cli {
     /// Reads the command line, as [`read`] does.
     pub fn read() -> Self {
@@ -65,7 +73,10 @@ impl Cli {
         message_len_max: usize,
     ) -> Builder<M> {
         let len = self.max_message.map_or(message_len_max, |len| len as usize);
-        builder = builder.message_len_max(len).backend(self.backend);
+        builder = builder
+            .message_len_max(len)
+            .backend(self.backend)
+            .compression(self.compression);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads.into());
         }
