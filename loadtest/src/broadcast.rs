@@ -187,6 +187,7 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
     if plan.stalled > 0 {
         report.figure("receivers that never read", plan.stalled as f64, "");
     }
+    plan.target.amend(&mut report);
     Ok(report)
 }
 

@@ -177,6 +177,7 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
     report.latencies.push(cycle);
     let opening = Latency::new("until open", &crew::merge(&opening));
     report.latencies.push(opening);
+    plan.target.amend(&mut report);
     Ok(report)
 }
 

@@ -207,6 +207,7 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
     let p99 = |which: usize| report.latencies[which].p99 as f64;
     let ratio = p99(1) / p99(0).max(1.0);
     report.figure("p99 in crowd", ratio, "times alone");
+    plan.target.amend(&mut report);
     Ok(report)
 }
 

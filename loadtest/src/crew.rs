@@ -4,6 +4,7 @@
 //! which the watching thread decides on. The first thing that is wrong ends the run.
 
 use std::panic;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
@@ -23,6 +24,8 @@ use sockeye::Engine;
 use sockeye::Handler;
 use sockeye::Limits;
 use sockeye::SendResult;
+
+use crate::report::Report;
 
 /// A server that says nothing for so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,7 +55,22 @@ pub struct Target {
     pub threads: usize,
     /// The longest message that is sent or expected.
     pub message_len_max: usize,
+    /// Compressed messages that have come.
+    pub compressed: Arc<Compressed>,
 }
+
+/// Compressed messages that have come, to all threads.
+#[derive(Debug, Default)]
+pub struct Compressed {
+    messages: AtomicU64,
+    wire_bytes: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// What a report calls messages that came compressed.
+pub const COMPRESSED: &str = "came compressed";
+/// And what they were compressed to.
+pub const COMPRESSED_TO: &str = "compressed to";
 
 impl Target {
     /// A target for one thread.
@@ -63,6 +81,18 @@ impl Target {
             connections: 0,
             threads: 1,
             message_len_max: 0,
+            compressed: Arc::default(),
+        }
+    }
+
+    /// Says how much of what came was compressed, and to what.
+    pub fn amend(&self, report: &mut Report) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let messages = read(&self.compressed.messages);
+        if messages > 0.0 {
+            let share = read(&self.compressed.wire_bytes) / read(&self.compressed.bytes);
+            report.figure(COMPRESSED, messages, "messages");
+            report.figure(COMPRESSED_TO, share, "of their length");
         }
     }
 
@@ -308,6 +338,7 @@ pub struct Seat<'a, H: Load> {
     /// The thread's number, of how many.
     pub index: usize,
     meter: &'a Meter,
+    compressed: Arc<Compressed>,
     patience: Patience,
 }
 
@@ -323,6 +354,8 @@ impl<'a, H: Load> Seat<'a, H> {
         let mut limits = Limits::default();
         limits.message_len_max = target.message_len_max.max(limits.message_len_max);
         limits.output_len_max = OUTPUT_LEN_MAX.max(2 * limits.message_len_max);
+        // The templates repeat themselves: a server that compresses well is no bomb.
+        limits.inflate_ratio_max = 0;
         limits.ping_interval = Duration::ZERO;
         limits.idle_timeout = Duration::ZERO;
         limits.handshake_timeout = PATIENCE;
@@ -343,6 +376,7 @@ impl<'a, H: Load> Seat<'a, H> {
             run,
             index,
             meter: &run.meters[index],
+            compressed: Arc::clone(&target.compressed),
             patience: Patience::new(),
         })
     }
@@ -473,6 +507,19 @@ impl<'a, H: Load> Seat<'a, H> {
             self.patience.check(count)?;
         }
         Ok(())
+    }
+}
+
+impl<H: Load> Drop for Seat<'_, H> {
+    fn drop(&mut self) {
+        let own = self.engine.metrics().total();
+        for (counter, count) in [
+            (&self.compressed.messages, own.messages_inflated),
+            (&self.compressed.wire_bytes, own.bytes_before_inflate),
+            (&self.compressed.bytes, own.bytes_inflated),
+        ] {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
     }
 }
 

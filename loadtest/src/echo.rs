@@ -148,6 +148,7 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
         )
     })?;
     report.latencies.push(Latency::new("round trip", &times));
+    plan.target.amend(&mut report);
     Ok(report)
 }
 

@@ -16,12 +16,14 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use sockeye::BackendChoice;
+use sockeye::Compression;
 use sockeye::Connect;
 use sockeye::tls::ClientTls;
 use sockeye_loadtest::broadcast;
@@ -161,6 +163,10 @@ struct Common {
     /// What messages consist of.
     #[arg(long, value_enum, default_value_t)]
     kind: Kind,
+    /// Compression that is offered: off, shared, dedicated or dedicated:WINDOW_BITS:MEM. Messages
+    /// of 512 bytes and more (128 with context takeover) are then compressed.
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    compression: Compression,
     /// Seconds that are measured.
     #[arg(long, default_value_t = 5.0, value_parser = seconds)]
     seconds: f64,
@@ -258,7 +264,7 @@ impl Place {
 impl Common {
     /// The target of so many connections.
     fn target(&self, connections: usize) -> Result<Target, String> {
-        let mut connect = self.place.url.clone();
+        let mut connect = self.place.url.clone().compression(self.compression);
         if let Some(tls) = self.place.tls()? {
             connect = connect.tls(tls);
         }
@@ -283,6 +289,7 @@ impl Common {
             connections,
             threads: usize::from(self.threads).min(connections),
             message_len_max: self.size.max(),
+            compressed: Arc::default(),
         })
     }
 

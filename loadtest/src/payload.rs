@@ -35,6 +35,8 @@ pub enum Kind {
     Text,
     /// Text messages of characters of one to four bytes.
     Mixed,
+    /// Text messages that are as easily compressed as JSON is.
+    Json,
 }
 
 impl Kind {
@@ -42,7 +44,7 @@ impl Kind {
     pub fn header_len(self) -> usize {
         match self {
             Self::Binary => 8 + 4,
-            Self::Text | Self::Mixed => 16 + 8,
+            Self::Text | Self::Mixed | Self::Json => 16 + 8,
         }
     }
 
@@ -54,6 +56,7 @@ impl Kind {
                     *byte = random.random_range(b' '..=b'~');
                 }
             }
+            Self::Json => fill_json(filler, random),
             Self::Mixed => {
                 let mut rest = filler;
                 while !rest.is_empty() {
@@ -68,6 +71,28 @@ impl Kind {
                 }
             }
         }
+    }
+}
+
+/// Records of some fields each, one after another, the last one cut.
+fn fill_json(mut rest: &mut [u8], random: &mut StdRng) {
+    let names = [
+        "alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi",
+    ];
+    while !rest.is_empty() {
+        let record = format!(
+            "{{\"id\":{},\"name\":\"{}\",\"active\":{},\"score\":{:.2},\"tags\":[\"{}\",\"{}\"]}},",
+            random.random_range(1_000_000..10_000_000),
+            names[random.random_range(0..names.len())],
+            random.random_bool(0.5),
+            random.random_range(0.0..100.0),
+            names[random.random_range(0..names.len())],
+            names[random.random_range(0..names.len())],
+        );
+        let len = record.len().min(rest.len());
+        let (front, back) = rest.split_at_mut(len);
+        front.copy_from_slice(&record.as_bytes()[..len]);
+        rest = back;
     }
 }
 
@@ -146,7 +171,9 @@ impl Payloads {
     }
 
     fn index(&self, number: u64) -> usize {
-        (number % self.templates.len() as u64) as usize
+        // Connections count in the upper half: those that are as far as each other do not send the
+        // same.
+        (number.wrapping_add(number >> 32) % self.templates.len() as u64) as usize
     }
 
     /// Message `number`.
@@ -207,7 +234,7 @@ impl Payloads {
 mod tests {
     use super::*;
 
-    const KINDS: [Kind; 3] = [Kind::Binary, Kind::Text, Kind::Mixed];
+    const KINDS: [Kind; 4] = [Kind::Binary, Kind::Text, Kind::Mixed, Kind::Json];
 
     #[test]
     fn every_change_is_found() {

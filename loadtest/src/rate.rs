@@ -194,6 +194,7 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
     let times = crew::merge(&times);
     report.latencies.push(Latency::new("since due", &times));
     report.latencies.push(late);
+    plan.target.amend(&mut report);
     Ok(report)
 }
 

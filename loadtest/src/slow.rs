@@ -93,6 +93,7 @@ pub fn run(plan: &Plan, watch: &Watch) -> Result<Report, String> {
     report.figure("they sent", outcome.sent as f64, "B");
     report.figure("they read", outcome.received as f64, "B");
     report.latencies.push(Latency::new("round trip", &times));
+    plan.echo.target.amend(&mut report);
     Ok(report)
 }
 
