@@ -6,6 +6,7 @@ use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
+use sockeye_loadtest::crew::COMPRESSED_TO;
 use sockeye_loadtest::report;
 use sockeye_loadtest::report::Report;
 
@@ -53,10 +54,9 @@ fn plan(name: &str, unit: &'static str, needs: &'static str, args: &str) -> Plan
         name: name.to_owned(),
         unit,
         needs,
-        mode: if needs == "broadcast" {
-            "broadcast"
-        } else {
-            "echo"
+        mode: match needs {
+            "broadcast" | "deflate" => needs,
+            _ => "echo",
         },
         args: args.split(' ').map(str::to_owned).collect(),
         once: false,
@@ -110,6 +110,17 @@ pub fn run(
             capacity = medians
                 .filter(|rate| rate.is_finite())
                 .fold(capacity, f64::min);
+        }
+    }
+    let sizes = [(1024, "1 KiB"), (16_384, "16 KiB")];
+    for (size, name) in sizes.into_iter().take(if quick { 1 } else { 2 }) {
+        for depth in [1, 16].into_iter().take(if quick { 1 } else { 2 }) {
+            let name = format!("compressed echo, 64 connections × {depth}, {name} of JSON");
+            let args = format!(
+                "echo --connections 64 --depth {depth} --size {size} --kind json --compression \
+                 shared"
+            );
+            add(&plan(&name, "message", "deflate", &args));
         }
     }
     if capacity.is_finite() {
@@ -192,7 +203,12 @@ fn measure(
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(said.trim().trim_start_matches("error: ").to_owned());
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+    let report: Report =
+        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+    if plan.needs == "deflate" && report.figure_of(COMPRESSED_TO).is_none() {
+        return Err("it did not compress its replies".to_owned());
+    }
+    Ok(report)
 }
 
 /// The canonical workload: echoes of 64 bytes, 64 connections, 16 under way on each; and the
@@ -274,6 +290,7 @@ fn table(scenario: &Scenario, text: &mut String) {
         );
     }
     let mut limited_by_generator = false;
+    let mut compressed = Vec::new();
     for result in results {
         let own = result.median(figure);
         let ratio = reference.map_or(f64::NAN, |reference| own / reference.median(figure));
@@ -287,6 +304,10 @@ fn table(scenario: &Scenario, text: &mut String) {
         });
         let limited = result.rounds.iter().any(|round| round.limited);
         limited_by_generator |= limited;
+        let share = result.median(|round| round.compressed_to.unwrap_or(f64::NAN));
+        if share.is_finite() {
+            compressed.push(format!("{name} {:.1} %", 100.0 * share));
+        }
         let at = |time: fn(&Round) -> u64| {
             report::time(median(result.rounds.iter().map(|round| time(round) as f64)))
         };
@@ -302,6 +323,9 @@ fn table(scenario: &Scenario, text: &mut String) {
         );
     }
     text.push('\n');
+    if !compressed.is_empty() {
+        let _ = write!(text, "Compressed to: {}.\n\n", compressed.join(", "));
+    }
     if limited_by_generator {
         text.push_str(
             "† The generator was the limit in at least one round: the server can do more.\n\n",

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 use serde::Serialize;
+use sockeye_loadtest::crew::COMPRESSED_TO;
 use sockeye_loadtest::report::Report;
 
 use crate::servers::Server;
@@ -87,6 +88,9 @@ pub struct Round {
     pub p99_9: u64,
     /// The generator was the limit.
     pub limited: bool,
+    /// What replies were compressed to, of their length, if they were.
+    #[serde(default)]
+    pub compressed_to: Option<f64>,
 }
 
 impl Round {
@@ -103,6 +107,7 @@ impl Round {
             p99: latency.p99,
             p99_9: latency.p99_9,
             limited: report.invalid.is_some(),
+            compressed_to: report.figure_of(COMPRESSED_TO),
         }
     }
 }

@@ -23,7 +23,7 @@ pub struct Server {
     pub version: String,
     /// How it is set up.
     pub settings: String,
-    /// The scenarios that it has a server for: `echo`, `broadcast`, `churn`, `idle`.
+    /// The scenarios that it has a server for: `echo`, `deflate`, `broadcast`, `churn`, `idle`.
     pub scenarios: Vec<String>,
     /// The program, for each mode.
     #[serde(skip)]
@@ -39,7 +39,7 @@ enum Programs {
     Example(Vec<String>),
     /// The floor, on this backend.
     Floor(String),
-    /// `PROGRAM ADDRESS MODE FLAGS`.
+    /// `PROGRAM ADDRESS MODE FLAGS`; Node.js runs scripts.
     Rival(PathBuf, Vec<String>),
 }
 
@@ -70,6 +70,8 @@ enum Language {
     Go,
     #[serde(rename = "c++")]
     Cxx,
+    #[serde(rename = "node")]
+    Node,
 }
 
 #[derive(Debug, Deserialize)]
@@ -151,7 +153,7 @@ pub fn own() -> Vec<Server> {
         name: format!("sockeye, {name}"),
         version: version.to_owned(),
         settings: "one thread, the examples echo and broadcast with their defaults".to_owned(),
-        scenarios: all(&["echo", "broadcast", "churn", "idle"]),
+        scenarios: all(&["echo", "deflate", "broadcast", "churn", "idle"]),
         programs: Programs::Example(all(&["--threads", "1", "--backend", backend])),
     };
     let floor = |name: &str, backend: &str| Server {
@@ -211,10 +213,20 @@ fn rival(places: &Places, folder: &Path, name: &str) -> Result<Vec<Server>, Stri
             go.args(["build", "-mod=readonly", "-o"]).arg(&program);
             run(go.arg(".").current_dir(folder))?;
         }
+        Language::Node => {
+            // Its packages beside a copy of it, as Node.js looks for them.
+            let home = target.join(name);
+            fs::create_dir_all(&home).map_err(|error| error.to_string())?;
+            for file in ["package.json", "package-lock.json", "server.mjs"] {
+                fs::copy(folder.join(file), home.join(file)).map_err(|error| error.to_string())?;
+            }
+            let mut npm = Command::new("npm");
+            run(npm.args(["ci", "--silent"]).current_dir(&home))?;
+            program = home.join("server.mjs");
+        }
         Language::Cxx => {
-            let sources = sources(folder)?;
             let mut build = Command::new(folder.join("build"));
-            run(build.arg(sources).arg(&program))?;
+            run(build.arg(&program).args(sources(folder)?))?;
         }
     }
     let servers = manifest.servers.into_iter().map(|variant| Server {
@@ -227,8 +239,8 @@ fn rival(places: &Places, folder: &Path, name: &str) -> Result<Vec<Server>, Stri
     Ok(servers.collect())
 }
 
-/// The folder of the one crate that a rival depends on for its sources.
-fn sources(folder: &Path) -> Result<PathBuf, String> {
+/// The folders of the crates that a rival depends on for their sources, by name.
+fn sources(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let mut cargo = Command::new("cargo");
     cargo.args(["metadata", "--locked", "--format-version", "1"]);
     let metadata = run(cargo.current_dir(folder))?;
@@ -239,10 +251,17 @@ fn sources(folder: &Path) -> Result<PathBuf, String> {
         let name = package["name"].as_str().unwrap_or("");
         name.starts_with("lib") && name.ends_with("-sys")
     };
-    let package = packages.iter().find(is_sources).ok_or("no sources")?;
-    let manifest = package["manifest_path"].as_str().ok_or("no manifest")?;
-    let folder = Path::new(manifest).parent().ok_or("no folder")?;
-    Ok(folder.to_owned())
+    let mut folders: Vec<(&str, &Path)> = Vec::new();
+    for package in packages.iter().filter(is_sources) {
+        let manifest = package["manifest_path"].as_str().ok_or("no manifest")?;
+        let folder = Path::new(manifest).parent().ok_or("no folder")?;
+        folders.push((package["name"].as_str().unwrap_or(""), folder));
+    }
+    folders.sort_unstable();
+    Ok(folders
+        .into_iter()
+        .map(|(_, folder)| folder.to_owned())
+        .collect())
 }
 
 /// A server that runs, until it is dropped.
@@ -259,7 +278,8 @@ impl Server {
         self.scenarios.iter().any(|own| own == scenario)
     }
 
-    /// Starts it in a mode: `echo` or `broadcast`.
+    /// Starts it in a mode: `echo`, `deflate` (an echo server with compression, each message by
+    /// itself) or `broadcast`.
     ///
     /// # Errors
     /// It does not start.
@@ -268,8 +288,13 @@ impl Server {
         let mut command = match &self.programs {
             Programs::None => return Err("it was not built here".to_owned()),
             Programs::Example(flags) => {
-                let mut command = Command::new(places.release.join("examples").join(mode));
-                command.args(["--bind", ANY]).args(flags);
+                let (example, compression) = match mode {
+                    "deflate" => ("echo", "shared"),
+                    mode => (mode, "off"),
+                };
+                let mut command = Command::new(places.release.join("examples").join(example));
+                command.args(["--bind", ANY, "--compression", compression]);
+                command.args(flags);
                 command
             }
             Programs::Floor(backend) => {
@@ -278,7 +303,14 @@ impl Server {
                 command
             }
             Programs::Rival(program, flags) => {
-                let mut command = Command::new(program);
+                let is_script = program
+                    .extension()
+                    .is_some_and(|extension| extension == "mjs");
+                let mut command = match is_script {
+                    true => Command::new("node"),
+                    false => Command::new(program),
+                };
+                command.args(is_script.then_some(program));
                 command.args([ANY, mode]).args(flags);
                 command.env("GOMAXPROCS", "1");
                 command
@@ -333,7 +365,7 @@ mod tests {
             let manifest: Manifest = toml::from_str(&text).expect("it is valid");
             assert!(!manifest.version.is_empty(), "{file:?}");
             assert!(!manifest.settings.is_empty(), "{file:?}");
-            let known = ["echo", "broadcast", "churn", "idle"];
+            let known = ["echo", "deflate", "broadcast", "churn", "idle"];
             let is_known = |name: &String| known.contains(&&name[..]);
             assert!(manifest.scenarios.iter().all(is_known), "{file:?}");
             names.extend(manifest.servers.into_iter().map(|server| server.name));

@@ -1,4 +1,5 @@
-// gorilla/websocket as an echo or broadcast server: rival ADDRESS echo|broadcast.
+// gorilla/websocket as an echo or broadcast server: rival ADDRESS echo|deflate|broadcast.
+// It compresses each message by itself, at its default level 1.
 package main
 
 import (
@@ -83,5 +84,6 @@ func main() {
 	if len(os.Args) > 2 && os.Args[2] == "broadcast" {
 		handler = broadcast
 	}
+	upgrader.EnableCompression = len(os.Args) > 2 && os.Args[2] == "deflate"
 	log.Fatal(http.Serve(listener, handler))
 }

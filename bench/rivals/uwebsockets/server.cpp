@@ -1,4 +1,4 @@
-// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|broadcast.
+// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|deflate|broadcast.
 #include "App.h"
 
 #include <cstring>
@@ -10,13 +10,14 @@ struct Data {};
 int main(int argc, char **argv) {
     std::string address = argv[1];
     bool broadcast = argc > 2 && !strcmp(argv[2], "broadcast");
+    bool deflate = argc > 2 && !strcmp(argv[2], "deflate");
     auto colon = address.rfind(':');
     std::string host = address.substr(0, colon);
     int port = std::stoi(address.substr(colon + 1));
 
     uWS::App app;
     app.ws<Data>("/*", {
-        .compression = uWS::DISABLED,
+        .compression = deflate ? uWS::SHARED_COMPRESSOR : uWS::DISABLED,
         .maxPayloadLength = 16 * 1024 * 1024,
         .idleTimeout = 120,
         .maxBackpressure = 64 * 1024 * 1024,
@@ -29,11 +30,11 @@ int main(int argc, char **argv) {
                 ws->subscribe("all");
             }
         },
-        .message = [broadcast, &app](auto *ws, std::string_view message, uWS::OpCode opCode) {
+        .message = [broadcast, deflate, &app](auto *ws, std::string_view message, uWS::OpCode opCode) {
             if (broadcast) {
                 app.publish("all", message, opCode);
             } else {
-                ws->send(message, opCode);
+                ws->send(message, opCode, deflate);
             }
         },
     }).listen(host, port, [host](auto *listening) {

@@ -1,4 +1,4 @@
-//! `yawc` as an echo server on one thread: rival ADDRESS echo.
+//! `yawc` as an echo server on one thread: rival ADDRESS echo|deflate.
 //! Replies are written together once nothing more is ready to be read.
 
 use std::env;
@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use yawc::CompressionLevel;
 use yawc::OpCode;
 use yawc::Options;
 use yawc::Result;
@@ -44,6 +45,13 @@ async fn answer(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>
     let options = Options::default()
         .with_read_buffer_capacity(128 * 1024)
         .with_backpressure_boundary(64 * 1024);
+    let options = match env::args().nth(2).as_deref() {
+        Some("deflate") => options
+            .with_compression_level(CompressionLevel::new(1))
+            .server_no_context_takeover()
+            .client_no_context_takeover(),
+        _ => options.without_compression(),
+    };
     let (response, upgraded) = WebSocket::upgrade_with_options(&mut request, options)?;
     tokio::spawn(async move {
         let _ = echo(upgraded).await;
