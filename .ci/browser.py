@@ -1,6 +1,6 @@
 """Two guests in two browser windows talk to each other through the chat example.
 
-usage: browser.py URL      needs chromedriver and Chromium; speaks WebDriver over loopback
+usage: browser.py URL [deflate]      with "deflate" the server must agree to compression; needs chromedriver and Chromium; speaks WebDriver over loopback
 """
 
 import json
@@ -90,11 +90,14 @@ def main():
             window.expect("Ann: Grüße 😀")
         bob.say("hello")
         ann.expect("Bob: hello")
-        if len(sys.argv) > 2:
-            image = call("GET", f"{ann.session}/screenshot")
-            import base64
-            with open(sys.argv[2], "wb") as file:
-                file.write(base64.b64decode(image))
+        agreed = ann.run("return socket.extensions")
+        if agreed.startswith("permessage-deflate") != ("deflate" in sys.argv):
+            sys.exit(f"agreed extensions: {agreed!r}")
+        # Long enough to be compressed, again and again.
+        for number in range(5):
+            long = f"{number} " + " ".join(f"word {i % 37} é" for i in range(300))
+            bob.say(long)
+            ann.expect("Bob: " + long)
         windows.remove(bob)
         bob.close()
         ann.expect("* Bob has left")
