@@ -11,16 +11,34 @@ pub(super) static KERNELS: Kernels = Kernels {
     unmask_validate,
 };
 
+#[inline]
 pub(super) fn unmask(bytes: &mut [u8], key: MaskKey) {
-    let wide = u64::from(key.0) | u64::from(key.0) << 32;
-    let mut words = bytes.chunks_exact_mut(8);
-    for word in &mut words {
-        let bits = u64::from_ne_bytes((&*word).try_into().expect("exactly 8 bytes"));
-        word.copy_from_slice(&(bits ^ wide).to_ne_bytes());
+    // The last word overlaps the one before it: its bytes are taken while they are masked.
+    let last_key = key.advance(bytes.len());
+    if let Some(last) = bytes.last_chunk() {
+        let last = u64::from_ne_bytes(*last) ^ wide(last_key);
+        for word in bytes.chunks_exact_mut(8) {
+            let bits = u64::from_ne_bytes((&*word).try_into().expect("exactly 8 bytes"));
+            word.copy_from_slice(&(bits ^ wide(key)).to_ne_bytes());
+        }
+        let end = bytes.len() - 8;
+        bytes[end..].copy_from_slice(&last.to_ne_bytes());
+    } else if let (Some(first), Some(last)) = (bytes.first_chunk(), bytes.last_chunk()) {
+        let first = u32::from_ne_bytes(*first) ^ key.0;
+        let last = u32::from_ne_bytes(*last) ^ last_key.0;
+        let end = bytes.len() - 4;
+        bytes[..4].copy_from_slice(&first.to_ne_bytes());
+        bytes[end..].copy_from_slice(&last.to_ne_bytes());
+    } else {
+        for (byte, mask) in bytes.iter_mut().zip(key.to_bytes()) {
+            *byte ^= mask;
+        }
     }
-    for (byte, mask) in words.into_remainder().iter_mut().zip(wide.to_ne_bytes()) {
-        *byte ^= mask;
-    }
+}
+
+/// The key twice.
+fn wide(key: MaskKey) -> u64 {
+    u64::from(key.0) | u64::from(key.0) << 32
 }
 
 fn validate(bytes: &[u8], state: Utf8State) -> Result<Utf8State, usize> {

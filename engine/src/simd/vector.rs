@@ -15,7 +15,8 @@ use super::scalar;
 ///
 /// # Safety
 /// Every method may be called only where the CPU has the instruction set; `load` and `store`
-/// only with pointers to `LEN` readable (writable) bytes, of any alignment.
+/// only with pointers to `LEN` readable (writable) bytes, of any alignment, and the methods that
+/// take a part of a vector only with pointers to so many.
 #[allow(clippy::missing_safety_doc, reason = "said once, for the trait")]
 pub(super) unsafe trait Vector: Copy {
     const LEN: usize;
@@ -25,6 +26,35 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn table(table: &[u8; 16]) -> Self;
     unsafe fn load(from: *const u8) -> Self;
     unsafe fn store(self, to: *mut u8);
+    /// The first `len` of them, more than none and fewer than `LEN`; the others are zero.
+    #[inline(always)]
+    unsafe fn load_part(from: *const u8, len: usize) -> Self {
+        // SAFETY: the CPU has the instruction set, and `len` bytes are readable (contract); the
+        // buffer has `VECTOR_LEN_MAX >= LEN` bytes.
+        unsafe {
+            let mut buffer = [0; VECTOR_LEN_MAX];
+            core::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), len);
+            Self::load(buffer.as_ptr())
+        }
+    }
+    /// The first `len` of them, more than none and fewer than `LEN`.
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut u8, len: usize) {
+        // SAFETY: the CPU has the instruction set, and `len` bytes are writable (contract); the
+        // buffer has `VECTOR_LEN_MAX >= LEN` bytes.
+        unsafe {
+            let mut buffer = [0; VECTOR_LEN_MAX];
+            self.store(buffer.as_mut_ptr());
+            core::ptr::copy_nonoverlapping(buffer.as_ptr(), to, len);
+        }
+    }
+    /// The first `len` bytes, at most `LEN`, and zeros.
+    #[inline(always)]
+    unsafe fn front(self, len: usize) -> Self {
+        // SAFETY: the CPU has the instruction set (contract); `LEN` bytes are read from index
+        // `VECTOR_LEN_MAX - len` of `2 * VECTOR_LEN_MAX`.
+        unsafe { self.and(Self::load(LEN_MASK[VECTOR_LEN_MAX - len..].as_ptr())) }
+    }
     unsafe fn xor(self, other: Self) -> Self;
     unsafe fn or(self, other: Self) -> Self;
     unsafe fn and(self, other: Self) -> Self;
@@ -37,6 +67,11 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn previous<const N: i32>(self, before: Self) -> Self;
     unsafe fn is_zero(self) -> bool;
     unsafe fn is_ascii(self) -> bool;
+    /// XORs fewer than `LEN` bytes with the key.
+    #[inline(always)]
+    unsafe fn unmask_short(bytes: &mut [u8], key: MaskKey) {
+        scalar::unmask(bytes, key);
+    }
 }
 
 const VECTOR_LEN_MAX: usize = 64;
@@ -47,7 +82,8 @@ const VECTOR_LEN_MAX: usize = 64;
 pub(super) unsafe fn unmask<V: Vector>(bytes: &mut [u8], key: MaskKey) {
     let len = bytes.len();
     if len < V::LEN {
-        return scalar::unmask(bytes, key);
+        // SAFETY: the CPU has the instruction set (contract).
+        return unsafe { V::unmask_short(bytes, key) };
     }
     let start = bytes.as_mut_ptr();
     // SAFETY: the CPU has the instruction set (contract). `last` is in bounds because
@@ -86,10 +122,13 @@ pub(super) unsafe fn validate<V: Vector>(
     bytes: &[u8],
     state: Utf8State,
 ) -> Result<Utf8State, usize> {
+    let start = bytes.as_ptr().cast_mut();
     // SAFETY: the CPU has the instruction set (contract), the slice is readable for its
     // length, and `scan` writes only where `MASKED`.
-    unsafe { scan::<V, false>(bytes.as_ptr().cast_mut(), bytes.len(), 0, state)? };
-    state.advance(bytes)
+    match unsafe { scan::<V, false>(start, bytes.len(), 0, state)? } {
+        true => Ok(Utf8State::default()),
+        false => state.advance(bytes),
+    }
 }
 
 /// # Safety
@@ -100,12 +139,17 @@ pub(super) unsafe fn unmask_validate<V: Vector>(
     key: MaskKey,
     state: Utf8State,
 ) -> Result<Utf8State, usize> {
+    let start = bytes.as_mut_ptr();
     // SAFETY: the CPU has the instruction set (contract), and the slice is readable and
     // writable for its length.
-    unsafe { scan::<V, true>(bytes.as_mut_ptr(), bytes.len(), key.0, state)? };
-    state.advance(bytes)
+    match unsafe { scan::<V, true>(start, bytes.len(), key.0, state)? } {
+        true => Ok(Utf8State::default()),
+        false => state.advance(bytes),
+    }
 }
 
+/// Says whether all of it is ASCII, from a character boundary on.
+///
 /// # Safety
 /// The CPU has the instruction set of `V`; `start` points to `len` readable bytes, writable
 /// where `MASKED`.
@@ -115,15 +159,105 @@ unsafe fn scan<V: Vector, const MASKED: bool>(
     len: usize,
     key: u32,
     state: Utf8State,
-) -> Result<(), usize> {
+) -> Result<bool, usize> {
     const { assert!(V::LEN <= VECTOR_LEN_MAX) };
-    // SAFETY: the CPU has the instruction set (contract). Vectors of the piece are loaded and
-    // stored only at offsets with `offset + V::LEN <= len`; the tail goes through a buffer of
-    // `VECTOR_LEN_MAX >= V::LEN` bytes, and copies `len - offset < V::LEN` of them.
+    // SAFETY: the CPU has the instruction set, and the pointer is good for `len` bytes
+    // (contract); what `ascii_prefix` has taken is at most that.
     unsafe {
         let mask = V::splat_u32(key);
-        let mut checker = Checker::<V>::new(state);
         let mut offset = 0;
+        if state.is_complete() {
+            offset = ascii_prefix::<V, MASKED>(start, len, mask);
+            if offset == len {
+                return Ok(true);
+            }
+        }
+        check_from::<V, MASKED>(start, offset, len, mask, state)?;
+        Ok(false)
+    }
+}
+
+/// Takes ASCII off the front, some vectors at a time; says how much of `len` that is. What is
+/// behind it is not changed.
+///
+/// # Safety
+/// That of [`scan`].
+#[inline(always)]
+unsafe fn ascii_prefix<V: Vector, const MASKED: bool>(
+    start: *mut u8,
+    len: usize,
+    mask: V,
+) -> usize {
+    let mut offset = 0;
+    // SAFETY: the CPU has the instruction set (contract). Vectors are loaded and stored only at
+    // offsets with `offset + V::LEN <= len`, and a part of one only of what is left.
+    unsafe {
+        while offset + 4 * V::LEN <= len {
+            let at = start.add(offset);
+            let mut a = V::load(at);
+            let mut b = V::load(at.add(V::LEN));
+            let mut c = V::load(at.add(2 * V::LEN));
+            let mut d = V::load(at.add(3 * V::LEN));
+            if MASKED {
+                (a, b, c, d) = (a.xor(mask), b.xor(mask), c.xor(mask), d.xor(mask));
+            }
+            if !a.or(b).or(c.or(d)).is_ascii() {
+                return offset;
+            }
+            if MASKED {
+                a.store(at);
+                b.store(at.add(V::LEN));
+                c.store(at.add(2 * V::LEN));
+                d.store(at.add(3 * V::LEN));
+            }
+            offset += 4 * V::LEN;
+        }
+        while offset + V::LEN <= len {
+            let at = start.add(offset);
+            let mut a = V::load(at);
+            if MASKED {
+                a = a.xor(mask);
+            }
+            if !a.is_ascii() {
+                return offset;
+            }
+            if MASKED {
+                a.store(at);
+            }
+            offset += V::LEN;
+        }
+        if offset < len {
+            let (at, rest) = (start.add(offset), len - offset);
+            let mut a = V::load_part(at, rest);
+            if MASKED {
+                a = a.xor(mask).front(rest);
+            }
+            if !a.is_ascii() {
+                return offset;
+            }
+            if MASKED {
+                a.store_part(at, rest);
+            }
+        }
+    }
+    len
+}
+
+/// Checks what lies from `offset` on, where `state` has been left.
+///
+/// # Safety
+/// That of [`scan`]; `offset < len` or both are zero.
+#[inline(always)]
+unsafe fn check_from<V: Vector, const MASKED: bool>(
+    start: *mut u8,
+    mut offset: usize,
+    len: usize,
+    mask: V,
+    state: Utf8State,
+) -> Result<(), usize> {
+    // SAFETY: as in `ascii_prefix`.
+    unsafe {
+        let mut checker = Checker::<V>::new(state);
         while offset + 4 * V::LEN <= len {
             let at = start.add(offset);
             let mut a = V::load(at);
@@ -161,14 +295,13 @@ unsafe fn scan<V: Vector, const MASKED: bool>(
             checker.check_or_ascii(a);
         }
         if offset < len {
-            let rest = len - offset;
-            let mut tail = [0; VECTOR_LEN_MAX];
-            core::ptr::copy_nonoverlapping(start.add(offset), tail.as_mut_ptr(), rest);
+            let (at, rest) = (start.add(offset), len - offset);
+            let mut a = V::load_part(at, rest);
             if MASKED {
-                scalar::unmask(&mut tail[..rest], MaskKey(key));
-                core::ptr::copy_nonoverlapping(tail.as_ptr(), start.add(offset), rest);
+                a = a.xor(mask).front(rest);
+                a.store_part(at, rest);
             }
-            checker.check_tail(V::load(tail.as_ptr()), rest);
+            checker.check_tail(a, rest);
         }
         if checker.error.is_zero() {
             Ok(())
@@ -197,12 +330,11 @@ impl<V: Vector> Checker<V> {
     /// That of [`Vector`].
     #[inline(always)]
     unsafe fn new(state: Utf8State) -> Self {
-        // SAFETY: the CPU has the instruction set (contract); both arrays are at least
-        // `V::LEN` bytes from where they are read.
+        // SAFETY: the CPU has the instruction set (contract); the table has `V::LEN` bytes from
+        // where it is read.
         unsafe {
-            let mut before = [0; VECTOR_LEN_MAX];
-            before[V::LEN - 4..V::LEN].copy_from_slice(&state.pending.to_be_bytes());
-            let before = V::load(before.as_ptr());
+            // Of what is before only the last three bytes are looked at.
+            let before = V::splat_u32(state.pending.to_be());
             let sequence_end = V::load(SEQUENCE_END[VECTOR_LEN_MAX - V::LEN..].as_ptr());
             Self {
                 error: V::splat(0),
@@ -262,15 +394,13 @@ impl<V: Vector> Checker<V> {
     /// That of [`Vector`]; `0 < len < V::LEN`.
     #[inline(always)]
     unsafe fn check_tail(&mut self, bytes: V, len: usize) {
-        // SAFETY: the CPU has the instruction set (contract); `V::LEN` bytes are read from
-        // index `VECTOR_LEN_MAX - len` of `2 * VECTOR_LEN_MAX`.
+        // SAFETY: the CPU has the instruction set (contract), and `len < V::LEN`.
         unsafe {
             if bytes.is_ascii() {
                 return self.ascii();
             }
             // An unfinished sequence before the zeros is no error: the stream may go on.
-            let real = V::load(LEN_MASK[VECTOR_LEN_MAX - len..].as_ptr());
-            self.error = self.error.or(self.errors(bytes).and(real));
+            self.error = self.error.or(self.errors(bytes).front(len));
         }
     }
 

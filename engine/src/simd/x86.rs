@@ -110,6 +110,8 @@ unsafe impl Vector for Sse2 {
         fn is_zero(self: Self) -> bool { self.0.is_zero() }
         fn is_ascii(self: Self) -> bool { self.0.is_ascii() }
         fn store(self: Self, to: *mut u8) { self.0.store(to) }
+        fn load_part(from: *const u8, len: usize) -> Self { Self(__m128i::load_part(from, len)) }
+        fn store_part(self: Self, to: *mut u8, len: usize) { self.0.store_part(to, len) }
         fn previous<const N>(self: Self, before: Self) -> Self {
             Self(match N {
                 1 => _mm_or_si128(_mm_slli_si128(self.0, 1), _mm_srli_si128(before.0, 15)),
@@ -137,6 +139,19 @@ unsafe impl Vector for __m128i {
         fn is_zero(self: Self) -> bool { _mm_movemask_epi8(_mm_cmpeq_epi8(self, _mm_setzero_si128())) == 0xFFFF }
         fn is_ascii(self: Self) -> bool { _mm_movemask_epi8(self) == 0 }
         fn store(self: Self, to: *mut u8) { _mm_storeu_si128(to.cast(), self) }
+        fn load_part(from: *const u8, len: usize) -> Self {
+            {
+                let [low, high] = load_short(from, len);
+                _mm_set_epi64x(high as i64, low as i64)
+            }
+        }
+        fn store_part(self: Self, to: *mut u8, len: usize) {
+            {
+                let low = _mm_cvtsi128_si64(self) as u64;
+                let high = _mm_cvtsi128_si64(_mm_unpackhi_epi64(self, self)) as u64;
+                store_short([low, high], to, len);
+            }
+        }
         fn previous<const N>(self: Self, before: Self) -> Self {
             match N {
                 1 => _mm_alignr_epi8(self, before, 15),
@@ -164,6 +179,38 @@ unsafe impl Vector for __m256i {
         fn is_zero(self: Self) -> bool { _mm256_testz_si256(self, self) == 1 }
         fn is_ascii(self: Self) -> bool { _mm256_movemask_epi8(self) == 0 }
         fn store(self: Self, to: *mut u8) { _mm256_storeu_si256(to.cast(), self) }
+        fn load_part(from: *const u8, len: usize) -> Self {
+            if len < 16 {
+                _mm256_zextsi128_si256(__m128i::load_part(from, len))
+            } else {
+                let low = __m128i::load(from);
+                let high = match len - 16 {
+                    0 => _mm_setzero_si128(),
+                    rest => __m128i::load_part(from.add(16), rest),
+                };
+                _mm256_set_m128i(high, low)
+            }
+        }
+        fn store_part(self: Self, to: *mut u8, len: usize) {
+            {
+                let low = _mm256_castsi256_si128(self);
+                if len < 16 {
+                    low.store_part(to, len);
+                } else {
+                    low.store(to);
+                    if len > 16 {
+                        _mm256_extracti128_si256(self, 1).store_part(to.add(16), len - 16);
+                    }
+                }
+            }
+        }
+        fn unmask_short(bytes: &mut [u8], key: MaskKey) {
+            if bytes.len() < 16 {
+                super::scalar::unmask(bytes, key);
+            } else {
+                vector::unmask::<__m128i>(bytes, key);
+            }
+        }
         fn previous<const N>(self: Self, before: Self) -> Self {
             {
                 // The upper half of `before` and the lower half of `a`: what each 16-byte
@@ -196,6 +243,18 @@ unsafe impl Vector for __m512i {
         fn is_zero(self: Self) -> bool { _mm512_test_epi8_mask(self, self) == 0 }
         fn is_ascii(self: Self) -> bool { _mm512_movepi8_mask(self) == 0 }
         fn store(self: Self, to: *mut u8) { _mm512_storeu_si512(to.cast(), self) }
+        fn load_part(from: *const u8, len: usize) -> Self { _mm512_maskz_loadu_epi8(front_mask(len), from.cast()) }
+        fn store_part(self: Self, to: *mut u8, len: usize) { _mm512_mask_storeu_epi8(to.cast(), front_mask(len), self) }
+        fn front(self: Self, len: usize) -> Self { _mm512_maskz_mov_epi8(front_mask(len), self) }
+        fn unmask_short(bytes: &mut [u8], key: MaskKey) {
+            // Not through a part of a vector: what has been stored so has to have arrived in the
+            // cache before it can be loaded again, as it soon is.
+            if bytes.len() < 32 {
+                __m256i::unmask_short(bytes, key);
+            } else {
+                vector::unmask::<__m256i>(bytes, key);
+            }
+        }
         fn previous<const N>(self: Self, before: Self) -> Self {
             {
                 // Every 16-byte lane replaced by the one before it.
@@ -206,6 +265,67 @@ unsafe impl Vector for __m512i {
                     _ => _mm512_alignr_epi8(self, lanes_before, 13),
                 }
             }
+        }
+    }
+}
+
+/// The lowest `len` bits, of more than none.
+#[inline(always)]
+fn front_mask(len: usize) -> u64 {
+    u64::MAX >> (64 - len as u32)
+}
+
+/// The first `len` bytes and zeros, in the order of memory: from the least significant byte on.
+///
+/// # Safety
+/// `from` points to `len` readable bytes, more than none and fewer than 16.
+#[inline(always)]
+unsafe fn load_short(from: *const u8, len: usize) -> [u64; 2] {
+    // SAFETY: whatever is read lies within `len` bytes (each branch has as many).
+    unsafe {
+        if len >= 8 {
+            let low = from.cast::<u64>().read_unaligned();
+            let last = from.add(len - 8).cast::<u64>().read_unaligned();
+            // What `last` has besides is in `low`; all of it if there are only eight bytes.
+            let bits = 4 * (16 - len as u32);
+            [low, last >> bits >> bits]
+        } else if len >= 4 {
+            let first = from.cast::<u32>().read_unaligned();
+            let last = from.add(len - 4).cast::<u32>().read_unaligned();
+            [u64::from(first) | u64::from(last) << (8 * (len - 4)), 0]
+        } else {
+            let (first, middle, last) = (*from, *from.add(len / 2), *from.add(len - 1));
+            let middle = u64::from(middle) << (8 * (len / 2));
+            [
+                u64::from(first) | middle | u64::from(last) << (8 * (len - 1)),
+                0,
+            ]
+        }
+    }
+}
+
+/// Stores the first `len` bytes, as [`load_short`] gives them.
+///
+/// # Safety
+/// `to` points to `len` writable bytes, more than none and fewer than 16.
+#[inline(always)]
+unsafe fn store_short([low, high]: [u64; 2], to: *mut u8, len: usize) {
+    // SAFETY: whatever is written lies within `len` bytes (each branch has as many).
+    unsafe {
+        if len >= 8 {
+            let both = u128::from(low) | u128::from(high) << 64;
+            let last = (both >> (8 * (len - 8))) as u64;
+            to.cast::<u64>().write_unaligned(low);
+            to.add(len - 8).cast::<u64>().write_unaligned(last);
+        } else if len >= 4 {
+            to.cast::<u32>().write_unaligned(low as u32);
+            let last = (low >> (8 * (len - 4))) as u32;
+            to.add(len - 4).cast::<u32>().write_unaligned(last);
+        } else {
+            let byte = |index: usize| (low >> (8 * index)) as u8;
+            *to = byte(0);
+            *to.add(len / 2) = byte(len / 2);
+            *to.add(len - 1) = byte(len - 1);
         }
     }
 }
