@@ -49,6 +49,10 @@ pub mod protocol;
 pub mod simd;
 
 #[cfg(feature = "std")]
+#[allow(
+    unsafe_code,
+    reason = "a frame is copied into memory that is known to be there"
+)]
 mod buffer;
 #[cfg(feature = "client")]
 pub mod client;

@@ -1,4 +1,3 @@
-#![forbid(unsafe_code)]
 //! Memory that connections hold only while they need it.
 //!
 //! An idle connection owns no buffer. [`Pool`] keeps what a thread's connections give back, up

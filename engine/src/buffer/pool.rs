@@ -1,3 +1,5 @@
+#![forbid(unsafe_code)]
+
 use super::SendQueue;
 
 /// The largest buffer that is kept.

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::mem;
+use std::ptr;
 
 use bytes::Bytes;
 
@@ -138,6 +139,49 @@ impl SendQueue {
         bytes.extend_from_slice(back);
         self.len += len;
         self.last_bytes(back.len())
+    }
+
+    /// Appends a copy of `front[..front_len]` and `back`, if the last segment has memory for it and
+    /// no more than `len_max` bytes wait then; says whether. It may say no where there is room for
+    /// less than four bytes more.
+    #[inline]
+    pub fn try_push(
+        &mut self,
+        front: [u8; 4],
+        front_len: usize,
+        back: &[u8],
+        len_max: usize,
+    ) -> bool {
+        let Some(Segment {
+            bytes: Piece::Copied(bytes),
+            kind: Kind::Frames,
+            ..
+        }) = self.segments.back_mut()
+        else {
+            return false;
+        };
+        let len_most = front.len() + back.len();
+        let has_memory = bytes.len() < SEGMENT_LEN && bytes.capacity() - bytes.len() >= len_most;
+        if !has_memory || self.len + len_most > len_max {
+            return false;
+        }
+        append(bytes, front, front_len, back);
+        self.len += front_len + back.len();
+        true
+    }
+
+    /// As [`push`](Self::push) of `front[..front_len]` and `back`, where the queue is empty.
+    #[inline]
+    pub fn push_first(&mut self, front: [u8; 4], front_len: usize, back: &[u8], pool: &mut Pool) {
+        debug_assert!(self.is_empty());
+        let mut bytes = pool.take();
+        append(&mut bytes, front, front_len, back);
+        self.len += bytes.len();
+        if bytes.is_empty() {
+            return pool.put(bytes);
+        }
+        let segment = Segment::new(Piece::Copied(bytes), Kind::Frames);
+        self.segments.push_back(segment);
     }
 
     /// As [`push`](Self::push), as a frame that [`replace`](Self::replace) finds by `key`.
@@ -415,6 +459,23 @@ impl Segment {
     }
 }
 
+/// Appends `front[..front_len]` and `back`, in as few steps as it can be done.
+#[inline(always)]
+fn append(bytes: &mut Vec<u8>, front: [u8; 4], front_len: usize, back: &[u8]) {
+    assert!(front_len <= front.len());
+    bytes.reserve(front.len() + back.len());
+    let end = bytes.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+    // SAFETY: there is room for `front` and `back`, of which neither lies there.
+    unsafe { ptr::copy_nonoverlapping(front.as_ptr(), end, front.len()) };
+    // SAFETY: `front_len` is at most the length of `front`.
+    let end = unsafe { end.add(front_len) };
+    // SAFETY: as above; what is written over of `front` is not wanted.
+    unsafe { ptr::copy_nonoverlapping(back.as_ptr(), end, back.len()) };
+    let len = bytes.len() + front_len + back.len();
+    // SAFETY: so many bytes have been written, within the capacity.
+    unsafe { bytes.set_len(len) };
+}
+
 /// Gives the memory of a segment back.
 #[inline]
 fn recycle(segment: Option<Segment>, pool: &mut Pool) {
@@ -467,6 +528,42 @@ mod tests {
         });
         assert_eq!(shared.sum::<usize>(), queue.shared_len);
         assert!(queue.segments.iter().all(|s| s.len() > 0));
+    }
+
+    #[test]
+    fn frame_is_tried_where_there_is_memory_and_room() {
+        let mut pool = Pool::default();
+        let mut queue = SendQueue::default();
+        let front = *b"ABCD";
+        assert!(!queue.try_push(front, 2, b"none", 100), "no segment");
+        queue.push(b"first", b"", &mut pool);
+        for (front_len, back) in [(2, &b"x"[..]), (4, b"yz"), (0, b""), (3, b"12345")] {
+            assert!(queue.try_push(front, front_len, back, 100));
+            check(&queue);
+        }
+        assert_eq!(content(&queue), b"firstABxABCDyzABC12345");
+        let mut first = SendQueue::default();
+        first.push_first(front, 0, b"", &mut pool);
+        check(&first);
+        first.push_first(front, 2, &[9; 5000], &mut pool);
+        check(&first);
+        assert_eq!(content(&first), [&b"AB"[..], &[9; 5000]].concat());
+        first.clear(&mut pool);
+        assert_eq!(pool.in_use(), 1);
+        // The limit is that of all that waits, and four bytes of the front.
+        let len = queue.len();
+        assert!(!queue.try_push(front, 4, b"123", len + 6));
+        assert!(queue.try_push(front, 4, b"123", len + 7));
+        assert_eq!(queue.len(), len + 7);
+        // What is behind the capacity is not written to.
+        let large = vec![7; 64 * 1024];
+        assert!(!queue.try_push(front, 4, &large, usize::MAX));
+        // Nor is what others hold, or what may be replaced.
+        queue.push_shared(&Bytes::from(large), &mut pool);
+        assert!(!queue.try_push(front, 2, b"", usize::MAX));
+        queue.push_keyed(1, b"key", b"ed", &mut pool);
+        assert!(!queue.try_push(front, 2, b"", usize::MAX));
+        check(&queue);
     }
 
     #[test]

@@ -532,6 +532,25 @@ impl<D> Conn<D> {
         }
     }
 
+    /// The kernel took `sent` bytes. If that is all there was, of an open connection which has
+    /// nothing else to do, it is dealt with; else nothing is done, and it says so.
+    #[inline]
+    pub fn handle_all_sent(&mut self, sent: usize, env: &mut Env) -> bool {
+        let state = &mut self.state;
+        let rests = state.phase == Phase::Open && state.deadline_phase == Phase::Open;
+        let owes = state.drain_owed || state.settle_owed || self.partial.is_some();
+        let plain = !state.blocked && state.held_len == 0 && state.tls.is_none();
+        if !rests || owes || !plain {
+            return false;
+        }
+        let Some(mut queue) = state.queue.take_if(|queue| queue.len() == sent) else {
+            return false;
+        };
+        queue.clear(&mut env.pool);
+        env.pool.put_queue(queue);
+        true
+    }
+
     /// The kernel took `sent` bytes; `blocked` if it would not take more.
     #[inline]
     pub fn handle_sent(

@@ -24,9 +24,23 @@ impl<D> Conn<D> {
         sink: &mut impl Sink<D>,
     ) {
         let mut rest = input;
+        let limits = *self.state.decoder_limits(env);
         // A callback may end it: then nothing behind the message is looked at.
         while matches!(self.state.phase, Phase::Open | Phase::CloseSent) {
-            let event = match self.decoder.next(&mut rest, self.state.decoder_limits(env)) {
+            if self.state.phase == Phase::Open {
+                match self.decoder.next_whole(&mut rest, &limits) {
+                    Ok(Some(message)) => {
+                        env.metrics.count_received(message.opcode() as u8);
+                        self.deliver_message(message, env, sink);
+                        continue;
+                    }
+                    // Most often the end of what has been received.
+                    Ok(None) if rest.is_empty() && !self.decoder.is_in_message() => break,
+                    Ok(None) => {}
+                    Err(error) => return self.fail(error, env, sink),
+                }
+            }
+            let event = match self.decoder.next(&mut rest, &limits) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => return self.fail(error, env, sink),

@@ -148,6 +148,13 @@ impl<D> Output<'_, D> {
         self.state.flush(self.env, flush);
     }
 
+    /// Queues a message where nothing stands in the way, and there is memory for it: says whether.
+    /// [`send`](Self::send) would do the same.
+    #[inline]
+    pub fn send_straight(&mut self, message: Message<'_>) -> bool {
+        self.state.push_straight(message, self.env)
+    }
+
     /// Queues a message.
     #[inline]
     pub fn send(&mut self, message: Message<'_>) -> SendResult {
@@ -320,6 +327,32 @@ impl State {
     }
 
     #[inline]
+    fn push_straight(&mut self, message: Message<'_>, env: &mut Env) -> bool {
+        let is_plain = self.role == Role::Server && self.tls.is_none();
+        if self.phase != Phase::Open || !self.sends_straight || self.blocked || !is_plain {
+            return false;
+        }
+        let (opcode, payload) = (message.opcode(), message.payload());
+        let Some((header, len)) = FrameHeader::encode_common(opcode, payload.len()) else {
+            return false;
+        };
+        let limit = self.limits(env).output_len_max;
+        let pushed = match &mut self.queue {
+            Some(queue) => queue.try_push(header, len, payload, limit),
+            None if header.len() + payload.len() <= limit => {
+                let queue = self.queue.insert(env.pool.take_queue());
+                queue.push_first(header, len, payload, &mut env.pool);
+                true
+            }
+            None => false,
+        };
+        if pushed {
+            env.metrics.count_sent(opcode as u8);
+        }
+        pushed
+    }
+
+    #[inline(never)]
     pub(super) fn push_data(&mut self, message: Message<'_>, env: &mut Env) -> SendResult {
         let (opcode, payload) = (message.opcode(), message.payload());
         if self.phase != Phase::Open || !self.sends_straight {

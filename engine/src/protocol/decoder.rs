@@ -98,6 +98,52 @@ pub struct Chunk<'a> {
 }
 
 impl Decoder {
+    /// Takes the next message off the front of `input` if it comes in one frame and lies there
+    /// whole; `None` if it does not, or something else is there: [`next`](Self::next) takes that,
+    /// and would take this. What most frames are, in as few steps as it can be done.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    #[inline(always)]
+    pub fn next_whole<'b>(
+        &mut self,
+        input: &mut &'b mut [u8],
+        limits: &DecoderLimits,
+    ) -> Result<Option<Message<'b>>, ProtocolError> {
+        if self.is_in_message() {
+            return Ok(None);
+        }
+        let Some(header) = FrameHeader::decode_common(input, limits.role) else {
+            return Ok(None);
+        };
+        let len = header.len + header.payload_len;
+        if len > input.len() || header.payload_len as u64 > limits.message_len_max {
+            return Ok(None);
+        }
+        let payload = &mut take(input, len)[header.len..];
+        let key = MaskKey::new(header.mask_key);
+        Self::whole(payload, key, header.text, limits.role).map(Some)
+    }
+
+    /// A message whose payload has arrived.
+    #[inline]
+    fn whole(
+        payload: &mut [u8],
+        key: MaskKey,
+        text: bool,
+        role: Role,
+    ) -> Result<Message<'_>, ProtocolError> {
+        if text {
+            // RFC 6455 §8.1: a text message that is not UTF-8 fails the connection.
+            let text = simd::unmask_text(payload, key).map_err(|_| ProtocolError::Utf8)?;
+            return Ok(Message::text(text));
+        }
+        if role == Role::Server {
+            simd::unmask(payload, key);
+        }
+        Ok(Message::binary(payload))
+    }
+
     /// Takes the next event off the front of `input`; `None` when what is left there is the
     /// beginning of a header or of a control frame, or nothing.
     ///
@@ -131,14 +177,9 @@ impl Decoder {
                 self.fragment_count = 0;
                 let frame = take(input, header_len + header.payload_len as usize);
                 let payload = &mut frame[header_len..];
-                return if header.opcode == Opcode::Text {
-                    // RFC 6455 §8.1: a text message that is not UTF-8 fails the connection.
-                    let text = simd::unmask_text(payload, key).map_err(|_| ProtocolError::Utf8)?;
-                    Ok(Some(Event::Message(Message::text(text))))
-                } else {
-                    simd::unmask(payload, key);
-                    Ok(Some(Event::Message(Message::binary(payload))))
-                };
+                let text = header.opcode == Opcode::Text;
+                let message = Self::whole(payload, key, text, limits.role)?;
+                return Ok(Some(Event::Message(message)));
             }
             take(input, header_len);
             self.in_frame = true;

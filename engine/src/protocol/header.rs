@@ -14,6 +14,8 @@ const RSV1: u8 = 0x40;
 const RSV2_RSV3: u8 = 0x30;
 const OPCODE: u8 = 0x0F;
 const MASK: u8 = 0x80;
+const FIN_TEXT: u8 = FIN | Opcode::Text as u8;
+const FIN_BINARY: u8 = FIN | Opcode::Binary as u8;
 const LEN_16: u8 = 126;
 const LEN_64: u8 = 127;
 
@@ -78,6 +80,19 @@ pub struct FrameHeader {
     pub payload_len: u64,
     /// The masking key of a client's frame.
     pub mask_key: Option<[u8; 4]>,
+}
+
+/// What [`FrameHeader::decode_common`] reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CommonHeader {
+    /// The message is text.
+    pub(super) text: bool,
+    /// Bytes of the header.
+    pub(super) len: usize,
+    /// Bytes of payload.
+    pub(super) payload_len: usize,
+    /// Zeros where there is none.
+    pub(super) mask_key: [u8; 4],
 }
 
 /// A header on the wire.
@@ -174,6 +189,43 @@ impl FrameHeader {
         Ok(Some((header, input.len() - rest.len())))
     }
 
+    /// The header of a message in one frame with the shortest or the middle form of a length, as
+    /// a peer of an endpoint in this role sends it; `None` if it is anything else, a broken rule
+    /// among it, or fewer than eight bytes are there. What most frames have, read at once.
+    #[inline]
+    pub(super) fn decode_common(input: &[u8], role: Role) -> Option<CommonHeader> {
+        let word = u64::from_le_bytes(*input.first_chunk()?);
+        let [first, second, ..] = word.to_le_bytes();
+        let text = match first {
+            FIN_TEXT => true,
+            FIN_BINARY => false,
+            _ => return None,
+        };
+        let masked = role == Role::Server;
+        if (second & MASK != 0) != masked {
+            return None;
+        }
+        let (len, payload_len) = match second & !MASK {
+            LEN_16 => match (word >> 16) as u16 {
+                // RFC 6455 §5.2: the minimal number of bytes is used to encode the length.
+                len if len.swap_bytes() < LEN_16.into() => return None,
+                len => (4, len.swap_bytes().into()),
+            },
+            LEN_64 => return None,
+            len => (2, len.into()),
+        };
+        let mask_key = match masked {
+            true => ((word >> (8 * len)) as u32).to_le_bytes(),
+            false => [0; 4],
+        };
+        Some(CommonHeader {
+            text,
+            len: if masked { len + 4 } else { len },
+            payload_len,
+            mask_key,
+        })
+    }
+
     /// Checks that the peer of an endpoint in this role may have sent it.
     ///
     /// # Errors
@@ -186,6 +238,21 @@ impl FrameHeader {
             (Role::Server, None) => Err(ProtocolError::Unmasked),
             // RFC 6455 §5.1: a client closes the connection on a masked frame.
             (Role::Client, Some(_)) => Err(ProtocolError::Masked),
+        }
+    }
+
+    /// The header of a server's message in one frame, if its length has the shortest or the middle
+    /// form: four bytes, and how many of them it is. As [`encode`](Self::encode) would write it.
+    #[inline]
+    pub fn encode_common(opcode: Opcode, payload_len: usize) -> Option<([u8; 4], usize)> {
+        let first = FIN | opcode as u8;
+        match payload_len {
+            0..=125 => Some(([first, payload_len as u8, 0, 0], 2)),
+            126..=0xFFFF => {
+                let [high, low] = (payload_len as u16).to_be_bytes();
+                Some(([first, LEN_16, high, low], 4))
+            }
+            _ => None,
         }
     }
 
@@ -218,6 +285,81 @@ impl FrameHeader {
         EncodedHeader {
             bytes,
             len: len as u8,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the first bytes are, what is read at once is what is read step by step.
+    #[test]
+    fn common_header_is_read_and_written_as_any_other() {
+        let mut common = 0;
+        for first in 0..=u8::MAX {
+            for second in 0..=u8::MAX {
+                for len in [0_u16, 125, 126, 127, 0x1234, 0xFFFF] {
+                    let mut input = [0xA5; 16];
+                    input[..2].copy_from_slice(&[first, second]);
+                    input[2..4].copy_from_slice(&len.to_be_bytes());
+                    for role in [Role::Client, Role::Server] {
+                        common += u32::from(check(&input, role));
+                    }
+                }
+            }
+        }
+        // Two opcodes, two roles, six lengths: 126 short forms, and the four middle ones allowed.
+        assert_eq!(common, 2 * 2 * (6 * 126 + 4));
+        assert_eq!(FrameHeader::decode_common(&[0x82; 7], Role::Client), None);
+    }
+
+    fn check(input: &[u8], role: Role) -> bool {
+        let Some(got) = FrameHeader::decode_common(input, role) else {
+            return false;
+        };
+        let Ok(Some((header, len))) = FrameHeader::decode(input) else {
+            panic!("{input:02X?} is no header");
+        };
+        assert_eq!(header.check_mask(role), Ok(()));
+        let want = CommonHeader {
+            text: header.opcode == Opcode::Text,
+            len,
+            payload_len: header.payload_len as usize,
+            mask_key: header.mask_key.unwrap_or_default(),
+        };
+        assert_eq!(got, want, "{input:02X?}");
+        assert!(header.fin);
+        assert!(!header.rsv1);
+        true
+    }
+
+    #[test]
+    fn common_header_is_encoded_as_any_other() {
+        for payload_len in [
+            0,
+            1,
+            125,
+            126,
+            127,
+            0x1234,
+            0xFFFF,
+            0x1_0000,
+            usize::MAX >> 1,
+        ] {
+            for opcode in [Opcode::Text, Opcode::Binary] {
+                let header = FrameHeader {
+                    fin: true,
+                    rsv1: false,
+                    opcode,
+                    payload_len: payload_len as u64,
+                    mask_key: None,
+                };
+                match FrameHeader::encode_common(opcode, payload_len) {
+                    Some((bytes, len)) => assert_eq!(header.encode().as_bytes(), &bytes[..len]),
+                    None => assert!(payload_len > 0xFFFF),
+                }
+            }
         }
     }
 }

@@ -45,8 +45,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrayvec::ArrayVec;
-
 use crate::slab::Key;
 
 pub use connect::Target;
@@ -142,8 +140,8 @@ pub struct RecvOp<'a, S> {
 pub struct SendOp<'a, S> {
     /// Where to.
     pub socket: S,
-    /// What, in pieces; not empty.
-    pub slices: ArrayVec<IoSlice<'a>, SLICES_MAX>,
+    /// What, in pieces: some, and none of them is empty.
+    pub slices: &'a [IoSlice<'a>],
     /// What came of it: how much the kernel took.
     pub result: io::Result<usize>,
 }

@@ -207,7 +207,7 @@ impl Backend for PollBackend {
 
     fn send_many(&mut self, ops: &mut [SendOp<'_, RawFd>]) {
         for op in ops {
-            op.result = sys::send(op.socket, &op.slices);
+            op.result = sys::send(op.socket, op.slices);
         }
     }
 

@@ -2,8 +2,11 @@
 
 use std::any::Any;
 use std::io;
+use std::io::IoSlice;
 use std::slice;
 use std::time::Duration;
+
+use arrayvec::ArrayVec;
 
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
@@ -57,9 +60,11 @@ impl<B: Backend> Flush for SocketWire<'_, B> {
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {
         while !queue.is_empty() {
             let (len, result) = {
+                let slices: ArrayVec<IoSlice<'_>, SLICES_MAX> =
+                    queue.slices().take(SLICES_MAX).collect();
                 let mut op = SendOp {
                     socket: self.socket,
-                    slices: queue.slices().take(SLICES_MAX).collect(),
+                    slices: &slices,
                     result: Ok(0),
                 };
                 self.backend.send_many(slice::from_mut(&mut op));

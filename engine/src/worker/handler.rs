@@ -279,6 +279,15 @@ impl<D> Context<'_, D> {
     #[inline]
     pub fn send<'m>(&mut self, message: impl Into<Message<'m>>) -> SendResult {
         let message = message.into();
+        if self.output.send_straight(message) {
+            return SendResult::Sent;
+        }
+        self.send_queued(message)
+    }
+
+    /// Sends a message for which room has to be made, or memory.
+    #[inline(never)]
+    fn send_queued(&mut self, message: Message<'_>) -> SendResult {
         if self.output.must_flush(message.payload().len()) {
             self.flush();
         }

@@ -19,6 +19,7 @@ mod mailbox;
 mod opening;
 mod shared;
 mod thread;
+mod transfer;
 
 pub use drain::Drain;
 pub use handler::Callback;
@@ -51,8 +52,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrayvec::ArrayVec;
-
 use crate::conn;
 use crate::conn::AcceptBudget;
 use crate::conn::Conn;
@@ -63,12 +62,8 @@ use crate::conn::Prepared;
 use crate::conn::Step;
 use crate::protocol::CloseFrame;
 use crate::pubsub::Subscriptions;
-use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::Event;
-use crate::reactor::RecvOp;
-use crate::reactor::SLICES_MAX;
-use crate::reactor::SendOp;
 use crate::reactor::Token;
 use crate::reactor::spin::Spin;
 use crate::slab::Key;
@@ -236,8 +231,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// # Errors
     /// The backend failed.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.wait(timeout)?;
-        self.now = self.backend.now();
+        self.now = self.wait(timeout)?;
         self.env.now = self.now;
         self.env.now_s = self.now.as_secs() as u32;
         self.local.now = self.now;
@@ -414,20 +408,24 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         begun || due || asked || !self.remote.mailbox(self.number).is_empty()
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Waits for events; gives the time at which it ended.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Duration> {
         let mailbox = self.remote.mailbox(self.number);
         if self.is_busy() || timeout == Some(Duration::ZERO) {
-            return self.backend.wait(Some(Duration::ZERO), &mut self.events);
+            self.backend.wait(Some(Duration::ZERO), &mut self.events)?;
+            return Ok(self.backend.now());
         }
         let start = self.backend.now();
+        let mut now = start;
         let budget = self.spin.budget();
         if !budget.is_zero() {
             loop {
                 self.backend.wait(Some(Duration::ZERO), &mut self.events)?;
-                let gap = self.backend.now() - start;
+                now = self.backend.now();
+                let gap = now - start;
                 if !self.events.is_empty() {
-                    self.spin.note_gap(gap);
-                    return Ok(());
+                    self.spin.note(gap, &self.events);
+                    return Ok(now);
                 }
                 if gap > budget || !mailbox.is_empty() {
                     break;
@@ -438,9 +436,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if mailbox.sleep() {
             self.backend.wait(Some(timeout), &mut self.events)?;
             mailbox.awake();
-            self.spin.note_gap(self.backend.now() - start);
+            now = self.backend.now();
+            self.spin.note(now - start, &self.events);
         }
-        Ok(())
+        Ok(now)
     }
 
     /// How long until something has to be done that no event announces.
@@ -507,129 +506,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.events = events;
         if self.accept_at.is_some_and(|at| self.now >= at) {
             self.resume_accepting();
-        }
-    }
-
-    /// Receives once for every connection that is ready.
-    fn receive(&mut self) {
-        let mut buffer = mem::take(&mut self.buffer);
-        let mut remaining = self.ready.len();
-        while remaining > 0 {
-            remaining -= self.receive_batch(remaining, &mut buffer);
-            self.take_mailbox();
-            self.flush();
-        }
-        self.buffer = buffer;
-    }
-
-    /// Receives for the first of the `remaining` ready connections; says for how many.
-    fn receive_batch(&mut self, remaining: usize, buffer: &mut [u8]) -> usize {
-        let batch_max = B::RECV_BATCH.min(RECV_BATCH_MAX).min(remaining);
-        let mut batch: ArrayVec<(Key, B::Socket), RECV_BATCH_MAX> = ArrayVec::new();
-        let mut taken = 0;
-        let mut alone = batch_max == 1;
-        while taken < batch_max {
-            let Some(&key) = self.ready.front() else {
-                break;
-            };
-            let slot = self.conns.get_mut(key);
-            if slot.as_ref().is_some_and(|slot| slot.large) {
-                // One that sends much gets the whole buffer for itself.
-                if !batch.is_empty() {
-                    break;
-                }
-                alone = true;
-            }
-            self.ready.pop_front();
-            taken += 1;
-            if let Some(slot) = slot {
-                slot.ready = false;
-                slot.parked = slot.conn.is_parked();
-                if !slot.parked {
-                    batch.push((key, slot.socket));
-                }
-            }
-            if alone {
-                break;
-            }
-        }
-        alone |= batch.len() == 1;
-        if self.local.timing.is_on() {
-            let waited = self.backend.now().saturating_sub(self.now);
-            for _ in &batch {
-                self.env.metrics.ready_time.record(waited);
-            }
-        }
-        let slot_len = if alone {
-            HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_BUFFER_LEN)
-        } else {
-            HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN)
-        };
-        let results: ArrayVec<io::Result<usize>, RECV_BATCH_MAX> = {
-            let mut ops: ArrayVec<RecvOp<'_, B::Socket>, RECV_BATCH_MAX> = buffer
-                .chunks_exact_mut(slot_len)
-                .zip(&batch)
-                .map(|(slot, &(_, socket))| RecvOp {
-                    socket,
-                    buffer: &mut slot[HEADROOM..],
-                    result: Ok(0),
-                })
-                .collect();
-            debug_assert_eq!(ops.len(), batch.len());
-            self.backend.recv_many(&mut ops);
-            let take = |op: &mut RecvOp<'_, B::Socket>| mem::replace(&mut op.result, Ok(0));
-            ops.iter_mut().map(take).collect()
-        };
-
-        let slots = buffer.chunks_exact_mut(slot_len);
-        for ((slot, (key, _)), result) in slots.zip(batch).zip(results) {
-            self.handle_received(key, result, slot);
-        }
-        taken
-    }
-
-    #[inline]
-    fn handle_received(&mut self, key: Key, result: io::Result<usize>, buffer: &mut [u8]) {
-        match result {
-            Ok(0) => self.deliver(key, |conn, env, sink| conn.handle_end_of_stream(env, sink)),
-            Ok(len) => {
-                self.env.metrics.bytes_received.add(len as u64);
-                self.deliver(key, |conn, env, sink| conn.receive(buffer, len, env, sink));
-                if let Some(slot) = self.conns.get_mut(key) {
-                    slot.large = len == buffer.len() - HEADROOM;
-                    let more = slot.large || slot.hangup;
-                    if more && !mem::replace(&mut slot.ready, true) {
-                        self.ready.push_back(key);
-                    }
-                }
-            }
-            Err(error) if reactor::would_block(&error) => return,
-            Err(error) if reactor::is_exhausted(&error) => return self.receive_again(key),
-            Err(error) => return self.lose(key, error),
-        }
-        self.after(key, true);
-    }
-
-    /// There was no memory to receive with: nothing is lost, and the next turn tries again.
-    #[cold]
-    fn receive_again(&mut self, key: Key) {
-        self.env.metrics.exhausted.add(1);
-        if let Some(slot) = self.conns.get_mut(key)
-            && !mem::replace(&mut slot.ready, true)
-        {
-            self.ready.push_back(key);
-        }
-    }
-
-    /// There was no memory to send with. That there is again nobody announces: the next turn
-    /// tries.
-    #[cold]
-    fn send_again(&mut self, key: Key) {
-        self.env.metrics.exhausted.add(1);
-        if let Some(slot) = self.conns.get_mut(key)
-            && !mem::replace(&mut slot.touched, true)
-        {
-            self.touched.push(key);
         }
     }
 
@@ -810,7 +686,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.after(key, false);
     }
 
+    #[inline]
     fn take_mailbox(&mut self) {
+        if !self.remote.mailbox(self.number).is_empty() {
+            self.take_commands();
+        }
+    }
+
+    fn take_commands(&mut self) {
         for _ in 0..COMMANDS_MAX {
             let Some((command, waited)) = self.remote.mailbox(self.number).take() else {
                 break;
@@ -879,93 +762,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
         }
         self.broadcast();
-    }
-
-    /// Sends what waits for each connection that was touched: once each.
-    fn flush(&mut self) {
-        let mut touched = mem::take(&mut self.touched);
-        for keys in touched.chunks(SEND_BATCH) {
-            self.flush_batch(keys);
-        }
-        // What came meanwhile waits for the next flush.
-        touched.clear();
-        touched.append(&mut self.touched);
-        self.touched = touched;
-    }
-
-    fn flush_batch(&mut self, keys: &[Key]) {
-        let mut batch: ArrayVec<Key, SEND_BATCH> = ArrayVec::new();
-        for &key in keys {
-            let Some(slot) = self.conns.get_mut(key) else {
-                continue;
-            };
-            slot.touched = false;
-            if let Err(error) = slot.conn.seal(&mut self.env) {
-                self.lose(key, error);
-            }
-        }
-        let results: ArrayVec<(usize, io::Result<usize>), SEND_BATCH> = {
-            let mut ops: ArrayVec<SendOp<'_, B::Socket>, SEND_BATCH> = ArrayVec::new();
-            for &key in keys {
-                let Some(slot) = self.conns.get(key) else {
-                    continue;
-                };
-                let Some(queue) = slot.conn.sendable() else {
-                    continue;
-                };
-                batch.push(key);
-                ops.push(SendOp {
-                    socket: slot.socket,
-                    slices: queue.slices().take(SLICES_MAX).collect(),
-                    result: Ok(0),
-                });
-            }
-            self.backend.send_many(&mut ops);
-            // Where they are: to move them is to move all the room there is for slices.
-            let take = |op: &mut SendOp<'_, B::Socket>| {
-                let result = mem::replace(&mut op.result, Ok(0));
-                (op.len(), result)
-            };
-            ops.iter_mut().map(take).collect()
-        };
-        for (key, (len, result)) in batch.into_iter().zip(results) {
-            self.handle_sent(key, len, result);
-        }
-    }
-
-    #[inline]
-    fn handle_sent(&mut self, key: Key, len: usize, result: io::Result<usize>) {
-        let sent = match result {
-            Ok(sent) => sent,
-            Err(error) if reactor::would_block(&error) => 0,
-            Err(error) if reactor::is_exhausted(&error) => return self.send_again(key),
-            Err(error) => return self.lose(key, error),
-        };
-        let blocked = sent < len;
-        self.env.metrics.bytes_sent.add(sent as u64);
-        self.env.metrics.backpressure.add(blocked.into());
-        self.deliver(key, |conn, env, sink| {
-            conn.handle_sent(sent, blocked, env, sink)
-        });
-        if let Some(slot) = self.conns.get_mut(key) {
-            if blocked {
-                let armed = mem::replace(&mut slot.writable_armed, true);
-                let socket = slot.socket;
-                if !mem::replace(&mut slot.blocked, true) {
-                    self.blocked.push_back(key);
-                }
-                if !armed {
-                    self.backend.arm_writable(socket, Token::new(key));
-                }
-                // Renewed with each byte that the peer takes.
-                if sent > 0 || !self.stall.is_set(key.index) {
-                    self.set_stall(key);
-                }
-            } else {
-                self.stall.clear(key.index);
-            }
-        }
-        self.after(key, false);
     }
 }
 

@@ -189,9 +189,10 @@ pub fn probe() -> io::Result<()> {
     let token = Token::from_bits(1);
     backend.register(socket(&near), token)?;
 
+    let slices = [io::IoSlice::new(b"probe")];
     let mut sends = [0, 1].map(|_| SendOp {
         socket: socket(&far),
-        slices: [io::IoSlice::new(b"probe")].into_iter().collect(),
+        slices: &slices,
         result: Ok(0),
     });
     sends[1].socket = socket(&near);
@@ -658,7 +659,7 @@ impl Backend for UringBackend {
         if let [op] = ops
             && !op.socket.is_direct()
         {
-            op.result = sys::send(op.socket.fd(), &op.slices);
+            op.result = sys::send(op.socket.fd(), op.slices);
             return;
         }
         self.messages.clear();
@@ -666,12 +667,12 @@ impl Backend for UringBackend {
         self.messages.reserve(ops.len());
         let flags = sys::SEND_FLAGS.bits() as i32 | libc::MSG_WAITALL;
         for (index, op) in ops.iter_mut().enumerate() {
-            let entry = if let [slice] = &op.slices[..] {
+            let entry = if let [slice] = op.slices {
                 entry!(op.socket, fd => opcode::Send::new(fd, slice.as_ptr(), slice.len() as u32)
                     .flags(flags)
                     .build())
             } else {
-                self.messages.push(message_of(&op.slices));
+                self.messages.push(message_of(op.slices));
                 let message = &raw const self.messages[self.messages.len() - 1];
                 entry!(op.socket, fd => opcode::SendMsg::new(fd, message)
                     .flags(flags as u32)

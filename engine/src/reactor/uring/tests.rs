@@ -31,11 +31,12 @@ fn resource_full_queues_lose_nothing() {
     }
     for round in 0..3_u8 {
         let byte = [round];
+        let slices = [IoSlice::new(&byte)];
         let mut sends: Vec<_> = pairs
             .iter()
             .map(|(_, far)| SendOp {
                 socket: socket(far),
-                slices: [IoSlice::new(&byte)].into_iter().collect(),
+                slices: &slices,
                 result: Ok(0),
             })
             .collect();
@@ -84,13 +85,12 @@ fn short_sends_in_a_batch_are_counted_to_the_byte() {
     let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
     let pairs = [(); 2].map(|()| UnixStream::pair().expect("descriptors"));
     let large = vec![7; 4 << 20];
+    let slices = [IoSlice::new(&large), IoSlice::new(b"end")];
     let mut sends: Vec<_> = pairs
         .iter()
         .map(|(_, far)| SendOp {
             socket: socket(far),
-            slices: [IoSlice::new(&large), IoSlice::new(b"end")]
-                .into_iter()
-                .collect(),
+            slices: &slices,
             result: Ok(0),
         })
         .collect();

@@ -1,0 +1,311 @@
+//! Between the backend and the connections: what was received, and what is to be sent.
+
+use std::io;
+use std::io::IoSlice;
+use std::mem;
+use std::ops::Range;
+use std::slice;
+
+use arrayvec::ArrayVec;
+
+use crate::conn::HEADROOM;
+use crate::reactor;
+use crate::reactor::Backend;
+use crate::reactor::RecvOp;
+use crate::reactor::SLICES_MAX;
+use crate::reactor::SendOp;
+use crate::reactor::Token;
+use crate::slab::Key;
+
+use super::Handler;
+use super::RECEIVE_BUFFER_LEN;
+use super::RECEIVE_SLOT_LEN;
+use super::RECV_BATCH_MAX;
+use super::SEND_BATCH;
+use super::Worker;
+
+/// Pieces of output that one call sends.
+const BATCH_SLICES_MAX: usize = 4 * SEND_BATCH;
+
+impl<B: Backend, H: Handler> Worker<B, H> {
+    /// Receives once for every connection that is ready.
+    pub(super) fn receive(&mut self) {
+        let mut buffer = mem::take(&mut self.buffer);
+        let mut remaining = self.ready.len();
+        while remaining > 0 {
+            remaining -= self.receive_batch(remaining, &mut buffer);
+            self.take_mailbox();
+            self.flush();
+        }
+        self.buffer = buffer;
+    }
+
+    /// Receives for the first of the `remaining` ready connections; says for how many.
+    fn receive_batch(&mut self, remaining: usize, buffer: &mut [u8]) -> usize {
+        if B::RECV_BATCH == 1 || remaining == 1 {
+            return self.receive_one(buffer);
+        }
+        let mut batch: ArrayVec<(Key, B::Socket), RECV_BATCH_MAX> = ArrayVec::new();
+        let mut taken = 0;
+        while taken < B::RECV_BATCH.min(RECV_BATCH_MAX).min(remaining) {
+            let Some(&key) = self.ready.front() else {
+                break;
+            };
+            let slot = self.conns.get_mut(key);
+            if slot.as_ref().is_some_and(|slot| slot.large) {
+                // One that sends much gets the whole buffer for itself.
+                if taken == 0 {
+                    return self.receive_one(buffer);
+                }
+                break;
+            }
+            self.ready.pop_front();
+            taken += 1;
+            if let Some(slot) = slot {
+                slot.ready = false;
+                slot.parked = slot.conn.is_parked();
+                if !slot.parked {
+                    batch.push((key, slot.socket));
+                }
+            }
+        }
+        self.note_waited(batch.len());
+        let slot_len = HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN);
+        let mut results: ArrayVec<io::Result<usize>, RECV_BATCH_MAX> = ArrayVec::new();
+        {
+            let mut ops: ArrayVec<RecvOp<'_, B::Socket>, RECV_BATCH_MAX> = ArrayVec::new();
+            let slots = buffer.chunks_exact_mut(slot_len).zip(&batch);
+            ops.extend(slots.map(|(slot, &(_, socket))| RecvOp {
+                socket,
+                buffer: &mut slot[HEADROOM..],
+                result: Ok(0),
+            }));
+            debug_assert_eq!(ops.len(), batch.len());
+            self.backend.recv_many(&mut ops);
+            let take = |op: &mut RecvOp<'_, B::Socket>| mem::replace(&mut op.result, Ok(0));
+            results.extend(ops.iter_mut().map(take));
+        }
+        let slots = buffer.chunks_exact_mut(slot_len);
+        for ((slot, &(key, _)), result) in slots.zip(&batch).zip(&mut results) {
+            self.handle_received(key, mem::replace(result, Ok(0)), slot);
+        }
+        taken
+    }
+
+    /// Receives for the first of the ready connections, into the whole buffer.
+    #[inline]
+    fn receive_one(&mut self, buffer: &mut [u8]) -> usize {
+        let Some(key) = self.ready.pop_front() else {
+            return 1;
+        };
+        let Some(slot) = self.conns.get_mut(key) else {
+            return 1;
+        };
+        slot.ready = false;
+        slot.parked = slot.conn.is_parked();
+        if slot.parked {
+            return 1;
+        }
+        let socket = slot.socket;
+        self.note_waited(1);
+        let len = HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_BUFFER_LEN);
+        let slot = &mut buffer[..len];
+        let mut op = RecvOp {
+            socket,
+            buffer: &mut slot[HEADROOM..],
+            result: Ok(0),
+        };
+        self.backend.recv_many(slice::from_mut(&mut op));
+        let result = op.result;
+        self.handle_received(key, result, slot);
+        1
+    }
+
+    /// So many ready connections have waited for their turn until now.
+    #[inline]
+    fn note_waited(&self, count: usize) {
+        if self.local.timing.is_on() {
+            let waited = self.backend.now().saturating_sub(self.now);
+            for _ in 0..count {
+                self.env.metrics.ready_time.record(waited);
+            }
+        }
+    }
+
+    #[inline]
+    fn handle_received(&mut self, key: Key, result: io::Result<usize>, buffer: &mut [u8]) {
+        match result {
+            Ok(0) => self.deliver(key, |conn, env, sink| conn.handle_end_of_stream(env, sink)),
+            Ok(len) => {
+                self.env.metrics.bytes_received.add(len as u64);
+                self.deliver(key, |conn, env, sink| conn.receive(buffer, len, env, sink));
+                if let Some(slot) = self.conns.get_mut(key) {
+                    slot.large = len == buffer.len() - HEADROOM;
+                    let more = slot.large || slot.hangup;
+                    if more && !mem::replace(&mut slot.ready, true) {
+                        self.ready.push_back(key);
+                    }
+                }
+            }
+            Err(error) if reactor::would_block(&error) => return,
+            Err(error) if reactor::is_exhausted(&error) => return self.receive_again(key),
+            Err(error) => return self.lose(key, error),
+        }
+        self.after(key, true);
+    }
+
+    /// There was no memory to receive with: nothing is lost, and the next turn tries again.
+    #[cold]
+    fn receive_again(&mut self, key: Key) {
+        self.env.metrics.exhausted.add(1);
+        if let Some(slot) = self.conns.get_mut(key)
+            && !mem::replace(&mut slot.ready, true)
+        {
+            self.ready.push_back(key);
+        }
+    }
+
+    /// There was no memory to send with. That there is again nobody announces: the next turn
+    /// tries.
+    #[cold]
+    fn send_again(&mut self, key: Key) {
+        self.env.metrics.exhausted.add(1);
+        if let Some(slot) = self.conns.get_mut(key)
+            && !mem::replace(&mut slot.touched, true)
+        {
+            self.touched.push(key);
+        }
+    }
+
+    /// Sends what waits for each connection that was touched: once each.
+    pub(super) fn flush(&mut self) {
+        let mut touched = mem::take(&mut self.touched);
+        for keys in touched.chunks(SEND_BATCH) {
+            self.flush_batch(keys);
+        }
+        // What came meanwhile waits for the next flush.
+        touched.clear();
+        touched.append(&mut self.touched);
+        self.touched = touched;
+    }
+
+    fn flush_batch(&mut self, keys: &[Key]) {
+        if let &[key] = keys {
+            return self.flush_one(key);
+        }
+        for &key in keys {
+            self.prepare_send(key);
+        }
+        let mut batch: ArrayVec<(Key, B::Socket, Range<usize>), SEND_BATCH> = ArrayVec::new();
+        let mut results: ArrayVec<(usize, io::Result<usize>), SEND_BATCH> = ArrayVec::new();
+        {
+            let mut slices: ArrayVec<IoSlice<'_>, BATCH_SLICES_MAX> = ArrayVec::new();
+            for (index, &key) in keys.iter().enumerate() {
+                let Some(slot) = self.conns.get(key) else {
+                    continue;
+                };
+                if let Some(queue) = slot.conn.sendable() {
+                    // At least one is left for each of the others.
+                    let room = slices.remaining_capacity() - (keys.len() - index - 1);
+                    let start = slices.len();
+                    slices.extend(queue.slices().take(SLICES_MAX.min(room)));
+                    batch.push((key, slot.socket, start..slices.len()));
+                }
+            }
+            let mut ops: ArrayVec<SendOp<'_, B::Socket>, SEND_BATCH> = ArrayVec::new();
+            ops.extend(batch.iter().map(|(_, socket, range)| SendOp {
+                socket: *socket,
+                slices: &slices[range.clone()],
+                result: Ok(0),
+            }));
+            self.backend.send_many(&mut ops);
+            let take = |op: &mut SendOp<'_, B::Socket>| {
+                let result = mem::replace(&mut op.result, Ok(0));
+                (op.len(), result)
+            };
+            results.extend(ops.iter_mut().map(take));
+        }
+        for (&(key, ..), (len, result)) in batch.iter().zip(&mut results) {
+            self.handle_sent(key, *len, mem::replace(result, Ok(0)));
+        }
+    }
+
+    /// Sends what waits for one connection.
+    #[inline]
+    fn flush_one(&mut self, key: Key) {
+        self.prepare_send(key);
+        let Some(slot) = self.conns.get(key) else {
+            return;
+        };
+        let (len, result) = {
+            let Some(queue) = slot.conn.sendable() else {
+                return;
+            };
+            let mut slices: ArrayVec<IoSlice<'_>, SLICES_MAX> = ArrayVec::new();
+            slices.extend(queue.slices().take(SLICES_MAX));
+            let mut op = SendOp {
+                socket: slot.socket,
+                slices: &slices,
+                result: Ok(0),
+            };
+            self.backend.send_many(slice::from_mut(&mut op));
+            (op.len(), op.result)
+        };
+        self.handle_sent(key, len, result);
+    }
+
+    /// Makes what waits ready to be sent.
+    #[inline]
+    fn prepare_send(&mut self, key: Key) {
+        if let Some(slot) = self.conns.get_mut(key) {
+            slot.touched = false;
+            if let Err(error) = slot.conn.seal(&mut self.env) {
+                self.lose(key, error);
+            }
+        }
+    }
+
+    #[inline]
+    fn handle_sent(&mut self, key: Key, len: usize, result: io::Result<usize>) {
+        if let Ok(sent) = result
+            && let Some(slot) = self.conns.get_mut(key)
+            && !slot.parked
+            && slot.conn.handle_all_sent(sent, &mut self.env)
+        {
+            // The common case.
+            self.env.metrics.bytes_sent.add(sent as u64);
+            return self.stall.clear(key.index);
+        }
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(error) if reactor::would_block(&error) => 0,
+            Err(error) if reactor::is_exhausted(&error) => return self.send_again(key),
+            Err(error) => return self.lose(key, error),
+        };
+        let blocked = sent < len;
+        self.env.metrics.bytes_sent.add(sent as u64);
+        self.env.metrics.backpressure.add(blocked.into());
+        self.deliver(key, |conn, env, sink| {
+            conn.handle_sent(sent, blocked, env, sink)
+        });
+        if let Some(slot) = self.conns.get_mut(key) {
+            if blocked {
+                let armed = mem::replace(&mut slot.writable_armed, true);
+                let socket = slot.socket;
+                if !mem::replace(&mut slot.blocked, true) {
+                    self.blocked.push_back(key);
+                }
+                if !armed {
+                    self.backend.arm_writable(socket, Token::new(key));
+                }
+                // Renewed with each byte that the peer takes.
+                if sent > 0 || !self.stall.is_set(key.index) {
+                    self.set_stall(key);
+                }
+            } else {
+                self.stall.clear(key.index);
+            }
+        }
+        self.after(key, false);
+    }
+}
