@@ -1,5 +1,7 @@
 #![forbid(unsafe_code)]
 
+use std::mem;
+
 use super::SendQueue;
 
 /// The largest buffer that is kept.
@@ -11,7 +13,18 @@ const RETAINED_MAX: usize = 4 * 1024 * 1024;
 /// What a new buffer holds before it has to grow.
 const CAPACITY_MIN: usize = 4 * 1024;
 
+/// The largest of the larger buffers that are kept, for a while.
+const LARGE_CAPACITY_MAX: usize = 4 * 1024 * 1024;
+
+/// The most bytes that they are, together.
+const LARGE_RETAINED_MAX: usize = 16 * 1024 * 1024;
+
 /// One thread's free buffers, the last one given back on top: it is still in the cache.
+///
+/// Buffers of more than 128 KiB are kept apart: they are for what has grown to that length, and
+/// what is not needed for a second or two is given up ([`trim`](Self::trim)). To get so much
+/// memory from the system for each long message would cost more than the message: its pages are
+/// mapped one by one.
 #[derive(Debug, Default)]
 pub struct Pool {
     buffers: Vec<Vec<u8>>,
@@ -19,6 +32,10 @@ pub struct Pool {
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     queues: Vec<Box<SendQueue>>,
     retained: usize,
+    large: Vec<Vec<u8>>,
+    large_retained: usize,
+    /// The fewest that there were since the last trim: so many were not needed.
+    large_idle: usize,
     in_use: usize,
 }
 
@@ -59,12 +76,64 @@ impl Pool {
         }
         debug_assert!(self.in_use > 0, "more is put back than was taken");
         self.in_use = self.in_use.saturating_sub(1);
-        if capacity > CAPACITY_MAX || self.retained + capacity > RETAINED_MAX {
+        buffer.clear();
+        if capacity > CAPACITY_MAX {
+            return self.put_large(buffer);
+        }
+        if self.retained + capacity > RETAINED_MAX {
             return;
         }
-        buffer.clear();
         self.retained += capacity;
         self.buffers.push(buffer);
+    }
+
+    /// Appends to a buffer that was taken, which grows by doubling: with what is there, and not
+    /// with what was announced.
+    #[inline]
+    pub fn extend(&mut self, buffer: &mut Vec<u8>, bytes: &[u8]) {
+        self.reserve(buffer, bytes.len());
+        buffer.extend_from_slice(bytes);
+    }
+
+    /// Room for so many bytes more in a buffer that was taken.
+    #[inline]
+    pub fn reserve(&mut self, buffer: &mut Vec<u8>, len: usize) {
+        let len = buffer.len().saturating_add(len);
+        if len > buffer.capacity() && len > CAPACITY_MAX {
+            self.grow(buffer, len);
+        }
+    }
+
+    /// Exchanges a buffer for a large one.
+    #[cold]
+    fn grow(&mut self, buffer: &mut Vec<u8>, len: usize) {
+        let Some(index) = self.large.iter().rposition(|l| l.capacity() >= len) else {
+            return;
+        };
+        let mut larger = self.large.swap_remove(index);
+        self.large_retained -= larger.capacity();
+        self.large_idle = self.large_idle.min(self.large.len());
+        self.in_use += 1;
+        larger.extend_from_slice(buffer);
+        self.put(mem::replace(buffer, larger));
+    }
+
+    #[cold]
+    fn put_large(&mut self, buffer: Vec<u8>) {
+        let capacity = buffer.capacity();
+        let is_kept = capacity <= LARGE_CAPACITY_MAX;
+        if is_kept && self.large_retained + capacity <= LARGE_RETAINED_MAX {
+            self.large_retained += capacity;
+            self.large.push(buffer);
+        }
+    }
+
+    /// Gives up large buffers that have not been needed since it was last called.
+    pub fn trim(&mut self) {
+        for buffer in self.large.drain(..self.large_idle) {
+            self.large_retained -= buffer.capacity();
+        }
+        self.large_idle = self.large.len();
     }
 
     /// An empty queue.
@@ -108,5 +177,46 @@ mod tests {
         assert_eq!(pool.in_use(), 1);
         assert!(pool.retained <= RETAINED_MAX);
         assert!(pool.queues.len() <= RETAINED_MAX / CAPACITY_MIN);
+    }
+
+    #[test]
+    fn large_buffers_are_kept_as_long_as_they_are_needed() {
+        let mut pool = Pool::default();
+        let grown = |pool: &mut Pool, len: usize| {
+            let mut buffer = pool.take();
+            let piece = vec![1; 60_000];
+            while buffer.len() < len {
+                pool.extend(&mut buffer, &piece);
+            }
+            assert!(buffer.iter().all(|&byte| byte == 1));
+            buffer
+        };
+        let first = grown(&mut pool, 1 << 20);
+        let (capacity, pointer) = (first.capacity(), first.as_ptr());
+        pool.put(first);
+        assert_eq!(pool.large_retained, capacity);
+        // Nothing small gets it.
+        assert!(pool.take().capacity() <= CAPACITY_MAX);
+        for _ in 0..3 {
+            pool.trim();
+            let again = grown(&mut pool, 1 << 20);
+            assert_eq!((again.capacity(), again.as_ptr()), (capacity, pointer));
+            assert_eq!(pool.large_retained, 0);
+            pool.put(again);
+        }
+        assert_eq!(pool.in_use(), 1);
+        pool.trim();
+        assert_eq!(pool.large.len(), 1);
+        pool.trim();
+        assert_eq!((pool.large.len(), pool.large_retained), (0, 0));
+
+        // The cap is that of all of them.
+        let many: Vec<_> = (0..40).map(|_| grown(&mut pool, 1 << 20)).collect();
+        many.into_iter().for_each(|buffer| pool.put(buffer));
+        assert!(pool.large_retained <= LARGE_RETAINED_MAX);
+        let too_large = grown(&mut pool, LARGE_CAPACITY_MAX + 1);
+        let before = pool.large_retained;
+        pool.put(too_large);
+        assert_eq!(pool.large_retained, before);
     }
 }

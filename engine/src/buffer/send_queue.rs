@@ -134,6 +134,7 @@ impl SendQueue {
             return &mut [];
         }
         let bytes = self.open_segment(pool);
+        pool.reserve(bytes, len);
         bytes.reserve(len);
         bytes.extend_from_slice(front);
         bytes.extend_from_slice(back);
@@ -276,6 +277,15 @@ impl SendQueue {
         self.len += head.len();
         let segment = Segment::new(Piece::Copied(head), Kind::Tail);
         self.segments.push_back(segment);
+    }
+
+    /// Appends a copy of what is left of a frame that the kernel has begun to take.
+    pub fn push_rest(&mut self, front: &[u8], back: &[u8], pool: &mut Pool) {
+        let mut rest = pool.take();
+        pool.reserve(&mut rest, front.len() + back.len());
+        rest.extend_from_slice(front);
+        rest.extend_from_slice(back);
+        self.push_head(rest);
     }
 
     /// As [`push_shared`](Self::push_shared), as a frame that [`replace`](Self::replace) finds

@@ -128,8 +128,7 @@ impl<D> Conn<D> {
         if partial.message.capacity() == 0 {
             partial.message = env.pool.take();
         }
-        // Grows by doubling, so with what has arrived and not with what was announced.
-        partial.message.extend_from_slice(piece);
+        env.pool.extend(&mut partial.message, piece);
         &mut partial.message
     }
 

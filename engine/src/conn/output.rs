@@ -1,5 +1,8 @@
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+use arrayvec::ArrayVec;
 
 use crate::buffer::FrameSpan;
 use crate::buffer::Pool;
@@ -25,6 +28,13 @@ use super::State;
 
 /// What a Close frame may take: kept free for it.
 const CLOSE_LEN_MAX: usize = 2 + MASK_KEY_LEN + CONTROL_PAYLOAD_LEN_MAX;
+
+/// A message of this length is sent from where it lies: a copy of it would cost more than the
+/// call.
+const DIRECT_LEN_MIN: usize = 64 * 1024;
+
+/// Pieces that are sent together with it.
+const SLICES_MAX: usize = 16;
 
 /// What a client's frame has besides (RFC 6455 §5.2).
 const MASK_KEY_LEN: usize = 4;
@@ -153,6 +163,21 @@ impl<D> Output<'_, D> {
     #[inline]
     pub fn send_straight(&mut self, message: Message<'_>) -> bool {
         self.state.push_straight(message, self.env)
+    }
+
+    /// Whether a message is so long that it is better sent from where it lies.
+    pub fn is_sent_directly(&self, payload_len: usize) -> bool {
+        payload_len >= DIRECT_LEN_MIN
+    }
+
+    /// Sends what waits, and a message from where it lies, with `send`, which says how much the
+    /// kernel has taken; the rest waits. None if the message has to be queued whole.
+    pub fn send_directly(
+        &mut self,
+        message: Message<'_>,
+        send: impl FnOnce(&[IoSlice<'_>]) -> Option<usize>,
+    ) -> Option<SendResult> {
+        self.state.push_directly(message, self.env, send)
     }
 
     /// Queues a message.
@@ -328,8 +353,7 @@ impl State {
 
     #[inline]
     fn push_straight(&mut self, message: Message<'_>, env: &mut Env) -> bool {
-        let is_plain = self.role == Role::Server && self.tls.is_none();
-        if self.phase != Phase::Open || !self.sends_straight || self.blocked || !is_plain {
+        if !self.sends_directly() {
             return false;
         }
         let (opcode, payload) = (message.opcode(), message.payload());
@@ -350,6 +374,63 @@ impl State {
             env.metrics.count_sent(opcode as u8);
         }
         pushed
+    }
+
+    /// Whether frames go out as they are, and nothing holds them up.
+    #[inline]
+    fn sends_directly(&self) -> bool {
+        let is_plain = self.role == Role::Server && self.tls.is_none();
+        self.phase == Phase::Open && self.sends_straight && !self.blocked && is_plain
+    }
+
+    fn push_directly(
+        &mut self,
+        message: Message<'_>,
+        env: &mut Env,
+        send: impl FnOnce(&[IoSlice<'_>]) -> Option<usize>,
+    ) -> Option<SendResult> {
+        let (opcode, payload) = (message.opcode(), message.payload());
+        // What the kernel leaves of it has to find room.
+        let limit = self.limits(env).output_len_max;
+        if !self.sends_directly() || frame_len(payload.len(), self.role) > limit {
+            return None;
+        }
+        let header = Frame::whole(opcode, payload).header(None).encode();
+        let header = header.as_bytes();
+        let mut slices: ArrayVec<IoSlice<'_>, SLICES_MAX> = ArrayVec::new();
+        let waiting = self.queue.as_ref().map_or(0, |queue| queue.len());
+        if let Some(queue) = &self.queue {
+            slices.extend(queue.slices().take(SLICES_MAX - 2));
+        }
+        if slices.iter().map(|slice| slice.len()).sum::<usize>() < waiting {
+            return None;
+        }
+        slices.push(IoSlice::new(header));
+        slices.push(IoSlice::new(payload));
+        let sent = send(&slices)?;
+        drop(slices);
+
+        env.metrics.bytes_sent.add(sent as u64);
+        if let Some(queue) = &mut self.queue {
+            queue.consume(sent.min(waiting), &mut env.pool);
+        }
+        let taken = sent.saturating_sub(waiting);
+        let is_rest = taken > 0 && taken < header.len() + payload.len();
+        if is_rest {
+            let header_taken = taken.min(header.len());
+            let (front, back) = (&header[header_taken..], &payload[taken - header_taken..]);
+            let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
+            queue.push_rest(front, back, &mut env.pool);
+        }
+        if is_rest || taken == 0 {
+            self.blocked = true;
+            self.drain_owed = true;
+            env.metrics.backpressure.add(1);
+            self.account(env);
+        }
+        self.release_queue(env);
+        // Nothing of it has left: it is a message like any other.
+        (taken > 0).then(|| self.pushed(opcode, env))
     }
 
     #[inline(never)]

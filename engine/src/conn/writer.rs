@@ -1,5 +1,6 @@
 use std::fmt;
 use std::io;
+use std::io::IoSlice;
 use std::io::Write;
 use std::mem;
 
@@ -24,6 +25,10 @@ const HEADER_LEN_MAX: usize = 14;
 pub trait Flush {
     /// Sends as much of the queue as the kernel takes now; says whether it would not take all.
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool;
+
+    /// Sends as much of these pieces as the kernel takes now, and says how much that is; none if
+    /// it failed, which it will again.
+    fn send(&mut self, slices: &[IoSlice<'_>]) -> Option<usize>;
 }
 
 /// A message that has been begun and not finished.

@@ -56,19 +56,25 @@ pub(super) struct SocketWire<'a, B: Backend> {
     pub(super) socket: B::Socket,
 }
 
+impl<B: Backend> SocketWire<'_, B> {
+    fn send_slices(&mut self, slices: &[IoSlice<'_>]) -> (usize, io::Result<usize>) {
+        let mut op = SendOp {
+            socket: self.socket,
+            slices,
+            result: Ok(0),
+        };
+        self.backend.send_many(slice::from_mut(&mut op));
+        (op.len(), op.result)
+    }
+}
+
 impl<B: Backend> Flush for SocketWire<'_, B> {
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {
         while !queue.is_empty() {
             let (len, result) = {
                 let slices: ArrayVec<IoSlice<'_>, SLICES_MAX> =
                     queue.slices().take(SLICES_MAX).collect();
-                let mut op = SendOp {
-                    socket: self.socket,
-                    slices: &slices,
-                    result: Ok(0),
-                };
-                self.backend.send_many(slice::from_mut(&mut op));
-                (op.len(), op.result)
+                self.send_slices(&slices)
             };
             let sent = match result {
                 Ok(sent) => sent,
@@ -82,6 +88,15 @@ impl<B: Backend> Flush for SocketWire<'_, B> {
             }
         }
         false
+    }
+
+    fn send(&mut self, slices: &[IoSlice<'_>]) -> Option<usize> {
+        match self.send_slices(slices).1 {
+            Ok(sent) => Some(sent),
+            Err(error) if reactor::would_block(&error) => Some(0),
+            // The next send meets it again, and reports it.
+            Err(_) => None,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::io::IoSlice;
 use std::time::Duration;
 
 use crate::conn::Agreed;
@@ -288,7 +289,16 @@ impl<D> Context<'_, D> {
     /// Sends a message for which room has to be made, or memory.
     #[inline(never)]
     fn send_queued(&mut self, message: Message<'_>) -> SendResult {
-        if self.output.must_flush(message.payload().len()) {
+        let len = message.payload().len();
+        let must_flush = self.output.must_flush(len);
+        if must_flush || self.output.is_sent_directly(len) {
+            let wire = &mut self.wire;
+            let send = |slices: &[IoSlice<'_>]| wire.send(slices);
+            if let Some(result) = self.output.send_directly(message, send) {
+                return result;
+            }
+        }
+        if must_flush && self.output.must_flush(len) {
             self.flush();
         }
         self.output.send(message)

@@ -233,7 +233,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.now = self.wait(timeout)?;
         self.env.now = self.now;
-        self.env.now_s = self.now.as_secs() as u32;
+        let now_s = self.now.as_secs() as u32;
+        if mem::replace(&mut self.env.now_s, now_s) != now_s {
+            self.env.pool.trim();
+        }
         self.local.now = self.now;
         // Before anything sets a deadline, which counts from where the sweep has come to.
         self.sweep();
