@@ -739,7 +739,10 @@ fn g13_backends_behave_alike_case_by_case() {
             link.send(request.as_bytes());
             bytes.push(link.read_to_end());
         }
-        (bytes, server.log().all())
+        let mut log = server.log().all();
+        // Whether the network takes all of it at once is no matter of the backend's.
+        log.retain(|record| !matches!(record, Record::Drain(_)));
+        (bytes, log)
     };
     let want = transcript(World::Poll);
     assert!(want.1.len() > 15, "{:?}", want.1);

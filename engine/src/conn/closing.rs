@@ -93,6 +93,7 @@ impl<D> Conn<D> {
     ) {
         self.clear_partial(env);
         self.state.phase = Phase::Lingering;
+        self.state.closing_done = clean;
         self.state.parked = false;
         let owed = mem::take(&mut self.state.owes_close);
         if let Some(mut data) = self.data.take().filter(|_| owed) {

@@ -398,6 +398,8 @@ pub(crate) struct State {
     /// Messages are queued as they come: no other has been begun, none replaces another, and
     /// none is compressed.
     sends_straight: bool,
+    /// Both ends have sent a Close frame.
+    closing_done: bool,
     /// The peer's FIN has arrived.
     end_of_stream: bool,
     /// We have nothing more to send, and the peer knows or is about to tell us the same.
@@ -468,6 +470,7 @@ impl<D> Conn<D> {
                 parked: false,
                 chunk_begun: false,
                 sends_straight: true,
+                closing_done: false,
                 end_of_stream: false,
                 output_ended: false,
                 ping_sent: false,
@@ -617,6 +620,7 @@ impl<D> Conn<D> {
             Phase::Handshake | Phase::Open | Phase::CloseSent => Step::Continue,
             Phase::Lingering if self.state.has_unsent() => Step::Continue,
             Phase::Lingering if self.state.end_of_stream => Step::Remove,
+            Phase::Lingering if self.state.may_end_at_once() => Step::Remove,
             Phase::Lingering if self.state.output_ended => Step::Continue,
             Phase::Lingering if self.state.awaits_peer() => Step::AwaitEnd,
             Phase::Lingering => Step::ShutdownWrite,

@@ -115,6 +115,13 @@ impl State {
         self.role == Role::Client && self.was_open
     }
 
+    /// Whether the socket can be closed without waiting for the peer's end of the stream. It sends
+    /// nothing behind its Close frame (RFC 6455 §5.5.1), so there is nothing that would have to be
+    /// read first for ours not to be lost; and a server closes first (RFC 6455 §7.1.1).
+    pub(super) fn may_end_at_once(&self) -> bool {
+        self.closing_done && self.role == Role::Server && self.tls.is_none()
+    }
+
     /// Whether the stream has to be ended by TLS before it is ended by TCP.
     fn owes_close_notify(&self) -> bool {
         match &self.tls {
