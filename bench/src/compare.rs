@@ -26,6 +26,8 @@ const REFERENCE: &str = "sockeye, io_uring";
 pub struct Effort {
     /// Rounds of each scenario.
     pub rounds: usize,
+    /// Servers that are not near take part in every so many of them.
+    pub far_every: usize,
     /// The measured time of each.
     pub duration: Duration,
     /// The time before it.
@@ -44,6 +46,8 @@ struct Plan {
     /// Which servers can.
     needs: &'static str,
     mode: &'static str,
+    /// Only of the servers that are near.
+    near: bool,
     args: Vec<String>,
     /// Memory is not a matter of rounds.
     once: bool,
@@ -55,9 +59,10 @@ fn plan(name: &str, unit: &'static str, needs: &'static str, args: &str) -> Plan
         unit,
         needs,
         mode: match needs {
-            "broadcast" | "deflate" => needs,
+            "broadcast" | "deflate" | "tls" => needs,
             _ => "echo",
         },
+        near: false,
         args: args.split(' ').map(str::to_owned).collect(),
         once: false,
     }
@@ -81,6 +86,41 @@ fn echoes(quick: bool) -> Vec<Plan> {
             "echo",
             args,
         ));
+    }
+    plans
+}
+
+/// Scenarios in which only servers that are near each other are looked at.
+fn near() -> Vec<Plan> {
+    let one = "echo --connections 1 --depth 1 --size 64";
+    let mixed = "echo --connections 64 --depth 16 --size 1024 --kind mixed";
+    let long = "echo --connections 16 --depth 4 --size 1048576";
+    let tls = "echo --connections 64 --depth 16 --size 1024";
+    let mut plans = vec![
+        plan("echo, 1 connection × 1, 64 B", "message", "echo", one),
+        plan(
+            "echo, 64 connections × 16, 1 KiB of mixed text",
+            "message",
+            "echo",
+            mixed,
+        ),
+        plan("echo, 16 connections × 4, 1 MiB", "message", "echo", long),
+        plan(
+            "echo over TLS 1.3, 64 connections × 16, 1 KiB",
+            "message",
+            "tls",
+            tls,
+        ),
+    ];
+    for count in [1_000, 10_000] {
+        let count_text = report::count(count.into());
+        let name = format!("echo, {count_text} connections × 1, 64 B");
+        let args = format!("echo --connections {count} --depth 1 --size 64");
+        plans.push(plan(&name, "message", "echo", &args));
+    }
+    plans[2].mode = "long";
+    for plan in &mut plans {
+        plan.near = true;
     }
     plans
 }
@@ -111,6 +151,9 @@ pub fn run(
                 .filter(|rate| rate.is_finite())
                 .fold(capacity, f64::min);
         }
+    }
+    if !quick {
+        near().iter().for_each(|plan| drop(add(plan)));
     }
     let sizes = [(1024, "1 KiB"), (16_384, "16 KiB")];
     for (size, name) in sizes.into_iter().take(if quick { 1 } else { 2 }) {
@@ -154,7 +197,7 @@ pub fn run(
 fn rounds(places: &Places, servers: &[Server], effort: Effort, plan: &Plan) -> Scenario {
     let able: Vec<&Server> = servers
         .iter()
-        .filter(|server| server.can(plan.needs))
+        .filter(|server| server.can(plan.needs) && (server.can("near") || !plan.near))
         .collect();
     let mut results: Vec<ServerResult> = able
         .iter()
@@ -166,6 +209,9 @@ fn rounds(places: &Places, servers: &[Server], effort: Effort, plan: &Plan) -> S
     for round in 0..if plan.once { 1 } else { effort.rounds } {
         for place in 0..able.len() {
             let which = (place + round * able.len() / effort.rounds.max(1)) % able.len();
+            if !able[which].can("near") && round % effort.far_every.max(1) > 0 {
+                continue;
+            }
             match measure(places, able[which], effort, plan) {
                 Ok(report) => results[which].rounds.push(Round::new(round, &report)),
                 Err(what) => results[which].failure = Some(what),
@@ -190,7 +236,8 @@ fn measure(
     let mut args = plan.args.iter();
     let output = Command::new(places.loadtest())
         .args(args.next())
-        .arg(format!("ws://{}/", running.address))
+        .arg(running.url(plan.mode))
+        .args(running.authorities(places, plan.mode))
         .args(args)
         .args(["--server-pid", &running.pid().to_string()])
         .args(["--seconds", &effort.duration.as_secs_f64().to_string()])
@@ -219,6 +266,7 @@ fn measure(
 pub fn canonical(places: &Places, server: &Server) -> Result<(Report, Report), String> {
     let effort = Effort {
         rounds: 1,
+        far_every: 1,
         duration: Duration::from_secs(5),
         warm_up: Duration::from_millis(500),
         receivers: 0,

@@ -47,7 +47,8 @@ struct Compare {
     /// Two sizes, one short round: whether it works, not how fast.
     #[arg(long)]
     quick: bool,
-    /// Rounds of each scenario.
+    /// Rounds of each scenario. By default nine, of which servers that are not near take part in
+    /// every third.
     #[arg(long)]
     rounds: Option<usize>,
     /// Seconds of each round.
@@ -80,6 +81,7 @@ fn compare(args: &Compare) -> Result<(), String> {
     let mut effort = if args.quick {
         Effort {
             rounds: 1,
+            far_every: 1,
             duration: Duration::from_millis(300),
             warm_up: Duration::from_millis(100),
             receivers: 500,
@@ -87,15 +89,17 @@ fn compare(args: &Compare) -> Result<(), String> {
         }
     } else {
         Effort {
-            rounds: 5,
-            duration: Duration::from_secs(1),
-            warm_up: Duration::from_millis(200),
+            rounds: 9,
+            far_every: 3,
+            duration: Duration::from_millis(800),
+            warm_up: Duration::from_millis(150),
             receivers: 10_000,
             idle: 15_000,
         }
     };
     if let Some(rounds) = args.rounds {
         effort.rounds = rounds.max(1);
+        effort.far_every = 1;
     }
     if let Some(seconds) = args.seconds {
         effort.duration =

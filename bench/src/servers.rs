@@ -23,7 +23,9 @@ pub struct Server {
     pub version: String,
     /// How it is set up.
     pub settings: String,
-    /// The scenarios that it has a server for: `echo`, `deflate`, `broadcast`, `churn`, `idle`.
+    /// The scenarios that it has a server for: `echo`, `deflate`, `tls`, `broadcast`, `churn`,
+    /// `idle`. And `near` if it is near the floor: then it takes part in more rounds, and in
+    /// scenarios that are about small differences.
     pub scenarios: Vec<String>,
     /// The program, for each mode.
     #[serde(skip)]
@@ -111,6 +113,21 @@ impl Places {
         self.release.join("sockeye-loadtest")
     }
 
+    /// A certificate chain for this machine's own addresses, and its key; made where they are not
+    /// there.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn certificate(&self) -> Result<(PathBuf, PathBuf), String> {
+        let folder = self.release.join("tls");
+        let files = (folder.join("chain.pem"), folder.join("key.pem"));
+        if !files.1.exists() {
+            let mut certificate = Command::new(self.release.join("examples/certificate"));
+            run(certificate.arg("--out").arg(&folder))?;
+        }
+        Ok(files)
+    }
+
     /// Builds what the workspace has: the load generator, the examples, the floor.
     ///
     /// # Errors
@@ -123,6 +140,7 @@ impl Places {
             .args(["-p", "sockeye-loadtest", "-p", "sockeye-bench", "--bins"])
             .args(["-p", "sockeye-examples", "--example", "echo"])
             .args(["--example", "broadcast", "--example", "autobahn"])
+            .args(["--example", "certificate"])
             .current_dir(&self.root);
         run(&mut cargo).map(|_| ())
     }
@@ -153,14 +171,22 @@ pub fn own() -> Vec<Server> {
         name: format!("sockeye, {name}"),
         version: version.to_owned(),
         settings: "one thread, the examples echo and broadcast with their defaults".to_owned(),
-        scenarios: all(&["echo", "deflate", "broadcast", "churn", "idle"]),
+        scenarios: all(&[
+            "echo",
+            "deflate",
+            "tls",
+            "broadcast",
+            "churn",
+            "idle",
+            "near",
+        ]),
         programs: Programs::Example(all(&["--threads", "1", "--backend", backend])),
     };
     let floor = |name: &str, backend: &str| Server {
         name: format!("floor, {name}"),
         version: version.to_owned(),
         settings: "one thread: parse a header, unmask, reply; no checks".to_owned(),
-        scenarios: all(&["echo"]),
+        scenarios: all(&["echo", "near"]),
         programs: Programs::Floor(backend.to_owned()),
     };
     vec![
@@ -278,23 +304,33 @@ impl Server {
         self.scenarios.iter().any(|own| own == scenario)
     }
 
-    /// Starts it in a mode: `echo`, `deflate` (an echo server with compression, each message by
-    /// itself) or `broadcast`.
+    /// Starts it in a mode: `echo`, `long` (an echo server for messages of up to 16 MiB), `deflate`
+    /// (one with compression, each message by itself), `tls` (one that speaks it), or `broadcast`.
     ///
     /// # Errors
     /// It does not start.
     pub fn start(&self, places: &Places, mode: &str) -> Result<Running, String> {
         const ANY: &str = "127.0.0.1:0";
+        const LONG: &str = "16777216";
         let mut command = match &self.programs {
             Programs::None => return Err("it was not built here".to_owned()),
             Programs::Example(flags) => {
-                let (example, compression) = match mode {
-                    "deflate" => ("echo", "shared"),
-                    mode => (mode, "off"),
+                let example = match mode {
+                    "broadcast" => "broadcast",
+                    _ => "echo",
                 };
                 let mut command = Command::new(places.release.join("examples").join(example));
-                command.args(["--bind", ANY, "--compression", compression]);
-                command.args(flags);
+                command.args(["--bind", ANY]).args(flags);
+                match mode {
+                    "deflate" => command.args(["--compression", "shared"]),
+                    "long" => command.args(["--max-message", LONG]),
+                    "tls" => {
+                        let (chain, key) = places.certificate()?;
+                        command.arg("--tls-cert").arg(chain);
+                        command.arg("--tls-key").arg(key)
+                    }
+                    _ => &mut command,
+                };
                 command
             }
             Programs::Floor(backend) => {
@@ -311,7 +347,13 @@ impl Server {
                     false => Command::new(program),
                 };
                 command.args(is_script.then_some(program));
-                command.args([ANY, mode]).args(flags);
+                // All of them take long messages as they are.
+                command.args([ANY, if mode == "long" { "echo" } else { mode }]);
+                if mode == "tls" {
+                    let (chain, key) = places.certificate()?;
+                    command.arg(chain).arg(key);
+                }
+                command.args(flags);
                 command.env("GOMAXPROCS", "1");
                 command
             }
@@ -337,6 +379,20 @@ impl Server {
 }
 
 impl Running {
+    /// Where it is.
+    pub fn url(&self, mode: &str) -> String {
+        let scheme = if mode == "tls" { "wss" } else { "ws" };
+        format!("{scheme}://{}/", self.address)
+    }
+
+    /// Flags for a client that has to know who has signed its certificate.
+    pub fn authorities(&self, places: &Places, mode: &str) -> Vec<PathBuf> {
+        match (mode, places.certificate()) {
+            ("tls", Ok((chain, _))) => vec!["--authorities".into(), chain],
+            _ => Vec::new(),
+        }
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.process.id()
@@ -365,7 +421,15 @@ mod tests {
             let manifest: Manifest = toml::from_str(&text).expect("it is valid");
             assert!(!manifest.version.is_empty(), "{file:?}");
             assert!(!manifest.settings.is_empty(), "{file:?}");
-            let known = ["echo", "deflate", "broadcast", "churn", "idle"];
+            let known = [
+                "echo",
+                "deflate",
+                "tls",
+                "broadcast",
+                "churn",
+                "idle",
+                "near",
+            ];
             let is_known = |name: &String| known.contains(&&name[..]);
             assert!(manifest.scenarios.iter().all(is_known), "{file:?}");
             names.extend(manifest.servers.into_iter().map(|server| server.name));

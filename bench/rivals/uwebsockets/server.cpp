@@ -1,4 +1,5 @@
-// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|deflate|broadcast.
+// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|deflate|broadcast, or
+// rival HOST:PORT tls CHAIN KEY.
 #include "App.h"
 
 #include <cstring>
@@ -7,7 +8,8 @@
 
 struct Data {};
 
-int main(int argc, char **argv) {
+template <class App>
+void serve(App app, int argc, char **argv) {
     std::string address = argv[1];
     bool broadcast = argc > 2 && !strcmp(argv[2], "broadcast");
     bool deflate = argc > 2 && !strcmp(argv[2], "deflate");
@@ -15,8 +17,7 @@ int main(int argc, char **argv) {
     std::string host = address.substr(0, colon);
     int port = std::stoi(address.substr(colon + 1));
 
-    uWS::App app;
-    app.ws<Data>("/*", {
+    app.template ws<Data>("/*", {
         .compression = deflate ? uWS::SHARED_COMPRESSOR : uWS::DISABLED,
         .maxPayloadLength = 16 * 1024 * 1024,
         .idleTimeout = 120,
@@ -45,4 +46,17 @@ int main(int argc, char **argv) {
         int port = us_socket_local_port(0, (struct us_socket_t *) listening);
         std::cout << "listening on " << host << ":" << port << std::endl;
     }).run();
+}
+
+int main(int argc, char **argv) {
+    if (argc > 4 && !strcmp(argv[2], "tls")) {
+#ifdef LIBUS_USE_OPENSSL
+        serve(uWS::SSLApp({.key_file_name = argv[4], .cert_file_name = argv[3]}), argc, argv);
+        return 0;
+#else
+        std::cerr << "built without TLS" << std::endl;
+        return 1;
+#endif
+    }
+    serve(uWS::App(), argc, argv);
 }
