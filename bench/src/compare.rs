@@ -333,8 +333,8 @@ fn table(scenario: &Scenario, text: &mut String) {
         let (unit, units) = (&scenario.unit, report::plural(&scenario.unit));
         let _ = write!(
             text,
-            "| server | CPU per {unit} | ratio (rounds) | {units}/s | p50 | p99 | p99.9 |\n\
-             | --- | --- | --- | --- | --- | --- | --- |\n"
+            "| server | CPU per {unit} | in user space | ratio (rounds) | {units}/s | p50 | p99 | p99.9 |\n\
+             | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         );
     }
     let mut limited_by_generator = false;
@@ -361,8 +361,9 @@ fn table(scenario: &Scenario, text: &mut String) {
         };
         let _ = writeln!(
             text,
-            "| {name} | {} | {ratio:.2} ({least:.2}–{most:.2}) | {}{} | {} | {} | {} |",
+            "| {name} | {} | {} | {ratio:.2} ({least:.2}–{most:.2}) | {}{} | {} | {} | {} |",
             report::time(own),
+            report::time(result.median(|round| round.user_ns)),
             report::count(result.median(|round| round.per_second)),
             if limited { " †" } else { "" },
             at(|round| round.p50),

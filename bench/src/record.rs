@@ -78,6 +78,9 @@ pub struct Round {
     pub per_second: f64,
     /// The server's CPU time for each.
     pub cpu_ns: f64,
+    /// What of it was spent in user space.
+    #[serde(default)]
+    pub user_ns: f64,
     /// Growth of the server's resident memory for each connection, in bytes.
     pub bytes_per_connection: f64,
     /// Nanoseconds of what the scenario times first.
@@ -102,6 +105,7 @@ impl Round {
             round,
             per_second: report.per_second,
             cpu_ns: server.cpu.ns_per_unit,
+            user_ns: server.cpu.ns_per_unit - server.cpu.system_ns_per_unit,
             bytes_per_connection: server.bytes_per_connection,
             p50: latency.p50,
             p99: latency.p99,
