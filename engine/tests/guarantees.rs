@@ -445,6 +445,18 @@ fn g08_every_failure_ends_in_close_frame_fin_and_lingering_read(world: World) {
     link.close(3000);
     let ended = server.end_of(id);
     assert_eq!((ended.local, ended.clean, ended.code), (false, true, 3000));
+    // Where both have sent a Close frame the server waits for nothing.
+    let mut link = server.open();
+    link.send_frame(Opcode::Close, &3000_u16.to_be_bytes());
+    if let support::End::Sim(client, _) = &link.end
+        && !world.is_tls()
+    {
+        server.turn(200);
+        assert!(client.is_closed_by_server());
+    }
+    link.expect_close(3000);
+    drop(link);
+    server.wait_empty();
     let mut link = server.open();
     let id = *server.log().ids().last().expect("it is open");
     let code = CloseCode::new(4001).expect("an application's");

@@ -15,6 +15,7 @@ use sockeye::Prepared;
 use sockeye::Route;
 use sockeye::SendOptions;
 use sockeye::SendResult;
+use sockeye::ThreadMetrics;
 use sockeye::Victims;
 use sockeye::protocol::Opcode;
 
@@ -40,6 +41,8 @@ cases!(
     output_budget_closes_the_largest_queue_and_nobody_else,
     output_budget_closes_who_has_been_blocked_for_the_longest_time,
     output_budget_refuses_before_it_is_exceeded,
+    long_messages_are_whole_and_in_order,
+    long_message_that_has_begun_is_not_given_up,
 );
 
 const LIMIT: usize = 10_000;
@@ -469,4 +472,88 @@ fn output_budget_refuses_before_it_is_exceeded(world: World) {
     let reasons = reasons.lock().unwrap().clone();
     assert_eq!(reasons, [DropReason::OutputLimit, DropReason::OutputBudget]);
     drop(second);
+}
+
+/// A message of 64 KiB and more goes out from where it lies; what the kernel leaves of it waits.
+fn long_messages_are_whole_and_in_order(world: World) {
+    const LONG: usize = 200_000;
+    let probe = Probe::echo().on_message(|conn, message| {
+        let number = message.payload()[0];
+        for len in [1, LONG + usize::from(number), 2] {
+            let sent = conn.send(&vec![number; len][..]);
+            assert!(!matches!(sent, SendResult::Dropped(_)), "{sent:?}");
+        }
+    });
+    let mut settings = Settings::default();
+    settings.limits.output_len_max = 8 * LONG;
+    let server = world.start_with(settings, probe);
+    let mut last = 0;
+    for room in [3_000, 100_000] {
+        let mut link = server.connect_with_room(room);
+        link.upgrade();
+        // The answer to the request is counted when it has been sent.
+        let answered = server.wait_metrics(|total| total.bytes_sent > last);
+        let before = answered.bytes_sent;
+        for number in 0..4 {
+            link.send_frame(Opcode::Binary, &[number]);
+        }
+        let mut wire_len = 0;
+        for number in 0..4 {
+            for (header_len, len) in [(2, 1), (10, LONG + usize::from(number)), (2, 2)] {
+                let frame = link.next_frame().expect("a frame");
+                assert_eq!(frame.opcode, Opcode::Binary);
+                assert!(frame.payload == vec![number; len], "{number}, {len}");
+                wire_len += (header_len + len) as u64;
+            }
+        }
+        let sent = |total: &ThreadMetrics| total.bytes_sent - before >= wire_len;
+        let total = server.wait_metrics(sent);
+        if !world.is_tls() {
+            assert_eq!(total.bytes_sent - before, wire_len);
+        }
+        drop(link);
+        server.wait_empty();
+        last = server.metrics().total().bytes_sent;
+    }
+}
+
+fn long_message_that_has_begun_is_not_given_up(world: World) {
+    const LONG: usize = 4_000_000;
+    let probe = Probe::echo().on_message(|conn, message| {
+        if message.payload() == b"go" {
+            for number in 0..6 {
+                conn.send(&vec![number; LONG][..]);
+            }
+        } else {
+            conn.data().number = 1;
+            send_end(conn);
+        }
+    });
+    let mut probe = probe;
+    probe.on_drain = Arc::new(send_end);
+    let mut settings = Settings {
+        base: Route::default().output_policy(OutputPolicy::DropOldest),
+        ..Settings::default()
+    };
+    settings.limits.output_len_max = 3 * LONG;
+    let server = world.start_with(settings, probe);
+    let mut link = server.connect_with_room(3_000);
+    link.upgrade();
+    link.send_text("go");
+    server.wait(|records| records.iter().any(|r| matches!(r, Record::Message(..))));
+    link.send_text("end");
+    let mut got = Vec::new();
+    loop {
+        let frame = link.next_frame().expect("the end comes");
+        if frame.payload == b"end" {
+            break;
+        }
+        let number = frame.payload[0];
+        assert!(frame.payload == vec![number; LONG]);
+        got.push(number);
+    }
+    // The first has begun, whatever the kernel has taken of it; the last is the latest.
+    assert_eq!((got.first(), got.last()), (Some(&0), Some(&5)), "{got:?}");
+    assert_eq!(got.len() + dropped(&server), 6, "{got:?}");
+    assert!(got.is_sorted(), "{got:?}");
 }
