@@ -148,7 +148,8 @@ pub(super) unsafe fn unmask_validate<V: Vector>(
     }
 }
 
-/// Says whether all of it is ASCII, from a character boundary on.
+/// Says whether it ends at a character boundary. Where it does not, its last byte has yet to be
+/// looked at: it may be one that leads nothing.
 ///
 /// # Safety
 /// The CPU has the instruction set of `V`; `start` points to `len` readable bytes, writable
@@ -172,8 +173,7 @@ unsafe fn scan<V: Vector, const MASKED: bool>(
                 return Ok(true);
             }
         }
-        check_from::<V, MASKED>(start, offset, len, mask, state)?;
-        Ok(false)
+        check_from::<V, MASKED>(start, offset, len, mask, state)
     }
 }
 
@@ -243,7 +243,7 @@ unsafe fn ascii_prefix<V: Vector, const MASKED: bool>(
     len
 }
 
-/// Checks what lies from `offset` on, where `state` has been left.
+/// Checks what lies from `offset` on, where `state` has been left; as [`scan`].
 ///
 /// # Safety
 /// That of [`scan`]; `offset < len` or both are zero.
@@ -254,7 +254,7 @@ unsafe fn check_from<V: Vector, const MASKED: bool>(
     len: usize,
     mask: V,
     state: Utf8State,
-) -> Result<(), usize> {
+) -> Result<bool, usize> {
     // SAFETY: as in `ascii_prefix`.
     unsafe {
         let mut checker = Checker::<V>::new(state);
@@ -304,7 +304,7 @@ unsafe fn check_from<V: Vector, const MASKED: bool>(
             checker.check_tail(a, rest);
         }
         if checker.error.is_zero() {
-            Ok(())
+            Ok(checker.incomplete.is_zero())
         } else {
             Err(len)
         }
@@ -400,7 +400,9 @@ impl<V: Vector> Checker<V> {
                 return self.ascii();
             }
             // An unfinished sequence before the zeros is no error: the stream may go on.
-            self.error = self.error.or(self.errors(bytes).front(len));
+            let errors = self.errors(bytes);
+            self.error = self.error.or(errors.front(len));
+            self.incomplete = errors;
         }
     }
 
