@@ -36,6 +36,7 @@ mod pause;
 mod prepared;
 mod proxy;
 mod secure;
+mod straight;
 mod upgrade;
 mod writer;
 

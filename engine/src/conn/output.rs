@@ -2,8 +2,6 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use arrayvec::ArrayVec;
-
 use crate::buffer::FrameSpan;
 use crate::buffer::Pool;
 use crate::buffer::Replacement;
@@ -28,13 +26,6 @@ use super::State;
 
 /// What a Close frame may take: kept free for it.
 const CLOSE_LEN_MAX: usize = 2 + MASK_KEY_LEN + CONTROL_PAYLOAD_LEN_MAX;
-
-/// A message of this length is sent from where it lies: a copy of it would cost more than the
-/// call.
-const DIRECT_LEN_MIN: usize = 64 * 1024;
-
-/// Pieces that are sent together with it.
-const SLICES_MAX: usize = 16;
 
 /// What a client's frame has besides (RFC 6455 §5.2).
 const MASK_KEY_LEN: usize = 4;
@@ -167,7 +158,7 @@ impl<D> Output<'_, D> {
 
     /// Whether a message is so long that it is better sent from where it lies.
     pub fn is_sent_directly(&self, payload_len: usize) -> bool {
-        payload_len >= DIRECT_LEN_MIN
+        payload_len >= super::straight::DIRECT_LEN_MIN
     }
 
     /// Sends what waits, and a message from where it lies, with `send`, which says how much the
@@ -297,7 +288,7 @@ impl<D> Output<'_, D> {
 
 /// Bytes of a frame with so much payload.
 #[inline]
-fn frame_len(payload_len: usize, role: Role) -> usize {
+pub(super) fn frame_len(payload_len: usize, role: Role) -> usize {
     let header_len = match payload_len {
         0..=125 => 2,
         126..=0xFFFF => 4,
@@ -349,88 +340,6 @@ impl State {
         if let Some(queue) = self.queue.take_if(|queue| queue.is_empty()) {
             env.pool.put_queue(queue);
         }
-    }
-
-    #[inline]
-    fn push_straight(&mut self, message: Message<'_>, env: &mut Env) -> bool {
-        if !self.sends_directly() {
-            return false;
-        }
-        let (opcode, payload) = (message.opcode(), message.payload());
-        let Some((header, len)) = FrameHeader::encode_common(opcode, payload.len()) else {
-            return false;
-        };
-        let limit = self.limits(env).output_len_max;
-        let pushed = match &mut self.queue {
-            Some(queue) => queue.try_push(header, len, payload, limit),
-            None if header.len() + payload.len() <= limit => {
-                let queue = self.queue.insert(env.pool.take_queue());
-                queue.push_first(header, len, payload, &mut env.pool);
-                true
-            }
-            None => false,
-        };
-        if pushed {
-            env.metrics.count_sent(opcode as u8);
-        }
-        pushed
-    }
-
-    /// Whether frames go out as they are, and nothing holds them up.
-    #[inline]
-    fn sends_directly(&self) -> bool {
-        let is_plain = self.role == Role::Server && self.tls.is_none();
-        self.phase == Phase::Open && self.sends_straight && !self.blocked && is_plain
-    }
-
-    fn push_directly(
-        &mut self,
-        message: Message<'_>,
-        env: &mut Env,
-        send: impl FnOnce(&[IoSlice<'_>]) -> Option<usize>,
-    ) -> Option<SendResult> {
-        let (opcode, payload) = (message.opcode(), message.payload());
-        // What the kernel leaves of it has to find room.
-        let limit = self.limits(env).output_len_max;
-        if !self.sends_directly() || frame_len(payload.len(), self.role) > limit {
-            return None;
-        }
-        let header = Frame::whole(opcode, payload).header(None).encode();
-        let header = header.as_bytes();
-        let mut slices: ArrayVec<IoSlice<'_>, SLICES_MAX> = ArrayVec::new();
-        let waiting = self.queue.as_ref().map_or(0, |queue| queue.len());
-        if let Some(queue) = &self.queue {
-            slices.extend(queue.slices().take(SLICES_MAX - 2));
-        }
-        if slices.iter().map(|slice| slice.len()).sum::<usize>() < waiting {
-            return None;
-        }
-        slices.push(IoSlice::new(header));
-        slices.push(IoSlice::new(payload));
-        let sent = send(&slices)?;
-        drop(slices);
-
-        env.metrics.bytes_sent.add(sent as u64);
-        if let Some(queue) = &mut self.queue {
-            queue.consume(sent.min(waiting), &mut env.pool);
-        }
-        let taken = sent.saturating_sub(waiting);
-        let is_rest = taken > 0 && taken < header.len() + payload.len();
-        if is_rest {
-            let header_taken = taken.min(header.len());
-            let (front, back) = (&header[header_taken..], &payload[taken - header_taken..]);
-            let queue = self.queue.get_or_insert_with(|| env.pool.take_queue());
-            queue.push_rest(front, back, &mut env.pool);
-        }
-        if is_rest || taken == 0 {
-            self.blocked = true;
-            self.drain_owed = true;
-            env.metrics.backpressure.add(1);
-            self.account(env);
-        }
-        self.release_queue(env);
-        // Nothing of it has left: it is a message like any other.
-        (taken > 0).then(|| self.pushed(opcode, env))
     }
 
     #[inline(never)]
@@ -752,7 +661,7 @@ impl State {
     }
 
     #[inline]
-    fn pushed(&mut self, opcode: Opcode, env: &mut Env) -> SendResult {
+    pub(super) fn pushed(&mut self, opcode: Opcode, env: &mut Env) -> SendResult {
         env.metrics.count_sent(opcode as u8);
         if self.blocked {
             self.account(env);
@@ -778,7 +687,7 @@ impl State {
 
 /// A frame on its way out.
 #[derive(Clone, Copy, Debug)]
-struct Frame<'a> {
+pub(super) struct Frame<'a> {
     fin: bool,
     rsv1: bool,
     opcode: Opcode,
@@ -788,7 +697,7 @@ struct Frame<'a> {
 impl<'a> Frame<'a> {
     /// A message that is not compressed, or a control frame.
     #[inline]
-    fn whole(opcode: Opcode, payload: &'a [u8]) -> Self {
+    pub(super) fn whole(opcode: Opcode, payload: &'a [u8]) -> Self {
         Self {
             fin: true,
             rsv1: false,
@@ -798,7 +707,7 @@ impl<'a> Frame<'a> {
     }
 
     #[inline]
-    fn header(&self, mask_key: Option<[u8; 4]>) -> FrameHeader {
+    pub(super) fn header(&self, mask_key: Option<[u8; 4]>) -> FrameHeader {
         FrameHeader {
             fin: self.fin,
             rsv1: self.rsv1,
