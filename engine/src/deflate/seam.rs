@@ -133,63 +133,128 @@ fn padding_of_dynamic(bits: Bits<'_>) -> Option<usize> {
 fn end_code(bits: Bits<'_>) -> Option<(u32, usize, usize)> {
     let symbols = bits.at(3, 5) as usize + 257;
     let length_codes = bits.at(13, 4) as usize + 4;
-    let mut position = 17;
+    let all = u64::from(bits.at(17, 30)) | u64::from(bits.at(47, 27)) << 30;
     let mut lengths = [0_u8; 19];
-    for &symbol in &LENGTHS_ORDER[..length_codes] {
-        lengths[symbol] = bits.at(position, 3) as u8;
-        position += 3;
+    for (index, &symbol) in LENGTHS_ORDER[..length_codes].iter().enumerate() {
+        lengths[symbol] = (all >> (3 * index)) as u8 & 7;
     }
-    // Which symbol seven bits begin with, and how many of them are its code.
-    let mut table = [(0_u8, 0_u8); 128];
-    let mut code = 0_usize;
-    for len in 1..=7_u8 {
-        for (symbol, _) in lengths.iter().enumerate().filter(|(_, own)| **own == len) {
-            // As the bits come: the code's first is the least significant.
-            let first = code.reverse_bits() >> (usize::BITS - u32::from(len));
-            for index in (first..128).step_by(1 << len) {
-                table[index] = (symbol as u8, len);
-            }
-            code += 1;
-        }
-        code *= 2;
+    let table = runs(&lengths);
+    let mut reader = LengthReader {
+        bits,
+        position: 17 + 3 * length_codes,
+        symbol: 0,
+        last: 0,
+        counts: [0; 16],
+    };
+    // How many symbols have the end's length and come before it: it may be inside a run, which
+    // has been counted whole.
+    while reader.symbol <= END_OF_BLOCK {
+        reader.read(&table)?;
     }
-    // How many symbols have each length, and how many of them come before that of the end.
-    let mut counts = [0_u32; 16];
-    let (mut end_len, mut end_rank) = (0, 0);
-    let (mut symbol, mut last) = (0, 0_u8);
-    while symbol < symbols {
-        let (kind, len) = table[bits.at(position, 7) as usize];
-        if len == 0 {
-            return None;
-        }
-        position += usize::from(len);
-        let (value, repeat) = match kind {
-            16 => (last, 3 + take(bits, &mut position, 2)),
-            17 => (0, 3 + take(bits, &mut position, 3)),
-            18 => (0, 11 + take(bits, &mut position, 7)),
-            value => (value, 1),
-        };
-        last = value;
-        // What is repeated may go on in the distances' lengths.
-        let until = symbols.min(symbol + repeat);
-        if (symbol..until).contains(&END_OF_BLOCK) {
-            end_len = usize::from(value);
-            end_rank = counts[end_len] + (END_OF_BLOCK - symbol) as u32;
-        }
-        counts[usize::from(value)] += (until - symbol) as u32;
-        symbol = until;
+    let end_len = reader.last as usize;
+    let behind = (reader.symbol - END_OF_BLOCK) as u32;
+    let end_rank = reader.counts[end_len] - behind;
+    while reader.symbol < symbols {
+        reader.read(&table)?;
     }
+    // What is repeated may go on in the distances' lengths.
+    reader.counts[reader.last as usize] -= (reader.symbol - symbols) as u32;
     if end_len == 0 {
         return None;
     }
     // RFC 1951 §3.2.2.
-    counts[0] = 0;
-    let first = (1..=end_len).fold(0, |code, len| (code + counts[len - 1]) << 1);
-    Some((first + end_rank, end_len, position))
+    let shorter = &reader.counts[1..end_len];
+    let first = 2 * shorter.iter().fold(0, |code, count| 2 * code + count);
+    Some((first + end_rank, end_len, reader.position))
 }
 
-fn take(bits: Bits<'_>, position: &mut usize, count: usize) -> usize {
-    let value = bits.at(*position, count) as usize;
-    *position += count;
-    value
+/// What a code of at most seven bits stands for: so many symbols have a code length. In one word,
+/// as 128 of them are written for each block; zero where there is no such code.
+#[derive(Clone, Copy, Default)]
+struct Run(u32);
+
+impl Run {
+    /// The code's length; the least number, and how many bits behind the code say how many more;
+    /// the code length, or none if it is what the last symbol had.
+    fn new(code_len: u8, len: u32, extra: u32, value: Option<u32>) -> Self {
+        let value = value.unwrap_or(LAST);
+        Self(u32::from(code_len) | extra << 8 | len << 16 | value << 24)
+    }
+
+    fn code_len(self) -> u32 {
+        self.0 & 255
+    }
+
+    fn extra(self) -> u32 {
+        self.0 >> 8 & 255
+    }
+
+    fn len(self) -> u32 {
+        self.0 >> 16 & 255
+    }
+
+    fn value(self) -> u32 {
+        self.0 >> 24
+    }
+}
+
+/// No code length: the last symbol's.
+const LAST: u32 = 16;
+
+/// RFC 1951 §3.2.7: by the bits that it begins with.
+fn runs(lengths: &[u8; 19]) -> [Run; 128] {
+    let mut counts = [0_usize; 8];
+    for &len in lengths {
+        counts[usize::from(len)] += 1;
+    }
+    let mut next = [0_usize; 8];
+    for len in 2..8 {
+        next[len] = 2 * (next[len - 1] + counts[len - 1]);
+    }
+    let mut table = [Run::default(); 128];
+    for (symbol, &len) in lengths.iter().enumerate().filter(|(_, len)| **len > 0) {
+        let code = &mut next[usize::from(len)];
+        // As the bits come: the code's first is the least significant.
+        let first = code.reverse_bits() >> (usize::BITS - u32::from(len));
+        *code += 1;
+        let run = match symbol {
+            16 => Run::new(len, 3, 2, None),
+            17 => Run::new(len, 3, 3, Some(0)),
+            18 => Run::new(len, 11, 7, Some(0)),
+            value => Run::new(len, 1, 0, Some(value as u32)),
+        };
+        for index in (first..128).step_by(1 << len) {
+            table[index] = run;
+        }
+    }
+    table
+}
+
+/// Reads the code lengths of a block's symbols, one run after another.
+struct LengthReader<'a> {
+    bits: Bits<'a>,
+    position: usize,
+    /// The next, and the length that the one before it has.
+    symbol: usize,
+    last: u32,
+    /// How many have each length.
+    counts: [u32; 16],
+}
+
+impl LengthReader<'_> {
+    /// None if there is no such code.
+    #[inline]
+    fn read(&mut self, table: &[Run; 128]) -> Option<()> {
+        let bits = self.bits.at(self.position, 14);
+        let run = table[bits as usize & 127];
+        let more = (bits >> run.code_len()) & ((1 << run.extra()) - 1);
+        let len = run.len() + more;
+        self.position += (run.code_len() + run.extra()) as usize;
+        if run.value() != LAST {
+            self.last = run.value();
+        }
+        self.counts[self.last as usize & 15] += len;
+        self.symbol += len as usize;
+        (run.0 != 0).then_some(())
+    }
 }
