@@ -15,6 +15,7 @@ use sockeye::client;
 use sockeye::protocol::Opcode;
 
 use support::Probe;
+use support::Record;
 use support::Running;
 use support::Settings;
 use support::Why;
@@ -588,6 +589,8 @@ fn ctrl_drop(world: World) {
     link.send_text("fill");
     link.send_frame(Opcode::Ping, b"a ping");
     link.send_frame(Opcode::Close, &1000_u16.to_be_bytes());
+    // Nothing is read before the output is full: reading makes room.
+    client.wait(|records| records.iter().any(|r| matches!(r, Record::Ping(..))));
     let mut opcodes = Vec::new();
     while opcodes.last() != Some(&Opcode::Close) {
         opcodes.push(link.next_frame().expect("a Close frame comes").opcode);

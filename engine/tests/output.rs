@@ -80,7 +80,7 @@ fn run(server: &Running, fillers: &AtomicUsize) -> (Vec<Vec<u8>>, usize, usize) 
     let mut link = server.connect_with_room(3_000);
     link.upgrade();
     link.send_text("go");
-    server.wait(|records| records.iter().any(|r| matches!(r, Record::Message(..))));
+    server.wait_ran();
     link.send_text("end");
     let mut got = Vec::new();
     let mut filler_count = 0;
@@ -101,10 +101,13 @@ fn scripted(
 ) -> (Probe, Arc<AtomicUsize>) {
     let fillers = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&fillers);
-    let mut probe = Probe::echo().on_message(move |conn, message| {
+    let probe = Probe::echo();
+    let log = probe.log.clone();
+    let mut probe = probe.on_message(move |conn, message| {
         if message.payload() == b"go" {
             count.fetch_add(fill(conn), Ordering::SeqCst);
             go(conn);
+            log.push(Record::Ran(conn.id()));
         } else {
             conn.data().number = 1;
             send_end(conn);
@@ -275,7 +278,7 @@ fn close_policy_closes_with_1013_behind_what_waits(world: World) {
     let mut link = server.connect_with_room(3_000);
     link.upgrade();
     link.send_text("go");
-    server.wait(|records| records.iter().any(|r| matches!(r, Record::Message(..))));
+    server.wait_ran();
     let mut next = 0;
     loop {
         let frame = link.next_frame().expect("a Close frame comes");
@@ -324,6 +327,7 @@ fn drain_comes_at_the_low_water_mark(world: World) {
     let mut link = server.connect_with_room(3_000);
     link.upgrade();
     link.send_text("go");
+    server.wait_ran();
     while link.next_frame().expect("the end comes").payload != b"end" {}
 }
 

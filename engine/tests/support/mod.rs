@@ -112,6 +112,8 @@ pub enum Record {
     Dropped(ConnId, Dropped),
     Chunk(ConnId, Vec<u8>, bool, bool),
     Slow(SlowCallback),
+    /// A callback of the test's own has done what it is there for.
+    Ran(ConnId),
     Close(ConnId, Ended),
     DataDropped(u32),
 }
@@ -776,6 +778,12 @@ impl Running {
             }),
         };
         assert!(waited, "waited in vain; the log: {:?}", self.log().all());
+    }
+
+    /// Waits until a callback says that it [`Ran`](Record::Ran): a message is recorded before its
+    /// callback, and who reads while that fills the output makes room for ever.
+    pub fn wait_ran(&self) {
+        self.wait(|records| records.iter().any(|r| matches!(r, Record::Ran(..))));
     }
 
     /// Waits until `count` connections are closed, and says how.
