@@ -407,6 +407,15 @@ impl SendQueue {
             .map(|segment| IoSlice::new(&segment.all()[segment.start..]))
     }
 
+    /// What waits, if it is one piece.
+    #[inline]
+    pub fn only_piece(&self) -> Option<&[u8]> {
+        match self.segments.as_slices() {
+            ([segment], []) => Some(&segment.all()[segment.start..]),
+            _ => None,
+        }
+    }
+
     /// The kernel has taken `len` bytes off the front.
     #[inline]
     pub fn consume(&mut self, mut len: usize, pool: &mut Pool) {
@@ -428,8 +437,13 @@ impl SendQueue {
     }
 
     /// Gives everything up.
+    #[inline]
     pub fn clear(&mut self, pool: &mut Pool) {
-        self.consume(self.len, pool);
+        while let Some(segment) = self.segments.pop_back() {
+            recycle(Some(segment), pool);
+        }
+        self.len = 0;
+        self.shared_len = 0;
     }
 }
 
@@ -538,6 +552,8 @@ mod tests {
         });
         assert_eq!(shared.sum::<usize>(), queue.shared_len);
         assert!(queue.segments.iter().all(|s| s.len() > 0));
+        let only = (queue.segments.len() == 1).then(|| content(queue));
+        assert_eq!(queue.only_piece(), only.as_deref());
     }
 
     #[test]
@@ -602,6 +618,25 @@ mod tests {
                 want.drain(..len);
             }
             assert_eq!(content(&queue), b"");
+            assert_eq!(pool.in_use(), 0);
+        }
+    }
+
+    #[test]
+    fn cleared_queue_gives_its_memory_back_however_much_was_taken() {
+        for taken in 0..1_300 {
+            let mut pool = Pool::default();
+            let mut queue = SendQueue::default();
+            for kind in 0..2 {
+                queue.push(&[kind; 5], &[kind; 20], &mut pool);
+                queue.push_shared(&Bytes::from(vec![kind; SHARED_LEN_MIN]), &mut pool);
+                queue.push_keyed(kind.into(), b"key", b"ed", &mut pool);
+            }
+            queue.consume(taken.min(queue.len()), &mut pool);
+            queue.clear(&mut pool);
+            assert!(queue.is_empty());
+            check(&queue);
+            assert_eq!(pool.in_use(), 0);
         }
     }
 

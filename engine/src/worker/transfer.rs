@@ -178,7 +178,19 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     /// Sends what waits for each connection that was touched: once each.
+    #[inline]
     pub(super) fn flush(&mut self) {
+        match self.touched[..] {
+            [] => {}
+            [key] => {
+                self.touched.clear();
+                self.flush_one(key);
+            }
+            _ => self.flush_all(),
+        }
+    }
+
+    fn flush_all(&mut self) {
         let mut touched = mem::take(&mut self.touched);
         for keys in touched.chunks(SEND_BATCH) {
             self.flush_batch(keys);
@@ -233,6 +245,35 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Sends what waits for one connection.
     #[inline]
     fn flush_one(&mut self, key: Key) {
+        let Some(slot) = self.conns.get_mut(key) else {
+            return;
+        };
+        let Some(bytes) = slot.conn.only_output() else {
+            return self.flush_pieces(key);
+        };
+        slot.touched = false;
+        let len = bytes.len();
+        let slices = [IoSlice::new(bytes)];
+        let mut op = SendOp {
+            socket: slot.socket,
+            slices: &slices,
+            result: Ok(0),
+        };
+        self.backend.send_many(slice::from_mut(&mut op));
+        let result = op.result;
+        if let Ok(sent) = result
+            && !slot.parked
+            && slot.conn.handle_all_sent(sent, &mut self.env)
+        {
+            // The common case.
+            self.env.metrics.bytes_sent.add(sent as u64);
+            return self.stall.clear(key.index);
+        }
+        self.handle_sent(key, len, result);
+    }
+
+    /// Sends what waits for one connection, in however many pieces.
+    fn flush_pieces(&mut self, key: Key) {
         self.prepare_send(key);
         let Some(slot) = self.conns.get(key) else {
             return;
