@@ -5,6 +5,10 @@ use crate::http1::HEADER_COUNT_MAX;
 use crate::timer::TICK;
 use crate::timer::TICKS_AHEAD_MAX;
 
+/// Headers of what 64 KiB of messages hold, at 1 KiB each: what is received at once has so much
+/// more than a power of two, for its last message to be whole.
+pub(crate) const HEADERS_LEN: usize = 512;
+
 /// What a peer may use of this process. Every field has a default that is safe to deploy.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -49,7 +53,7 @@ pub struct Limits {
     /// ([`Context::subscribe`](crate::Context::subscribe)). Default 1,024.
     pub subscriptions_max: u32,
     /// Most bytes taken from one connection before the others have their turn.
-    /// Default 64 KiB.
+    /// Default 64 KiB, and 512 bytes for the headers of the messages that these are.
     pub turn_len_max: usize,
     /// From accept to the end of the request head, all of it. Default 10 s.
     pub handshake_timeout: Duration,
@@ -104,7 +108,7 @@ impl Default for Limits {
             byte_rate_max: 0,
             lifetime_max: Duration::ZERO,
             subscriptions_max: 1024,
-            turn_len_max: 64 * 1024,
+            turn_len_max: 64 * 1024 + HEADERS_LEN,
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(30),
             pong_timeout: Duration::from_secs(10),

@@ -13,6 +13,7 @@ pub use compression::CompressionFn;
 pub(crate) use compression::CompressionSettings;
 pub use limits::CONTROL_RESERVE;
 pub use limits::DEFERRED_MAX;
+pub(crate) use limits::HEADERS_LEN;
 pub use limits::Limits;
 pub use limits::OUTPUT_BUDGET;
 pub(crate) use proxy::ClientSource;

@@ -52,6 +52,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::HEADERS_LEN;
 use crate::conn;
 use crate::conn::AcceptBudget;
 use crate::conn::Conn;
@@ -75,13 +76,19 @@ use delivery::SocketWire;
 use drain::Draining;
 use mailbox::Command;
 
+/// A slot of the thread's receive buffer, where several receives are made at once: the length of
+/// many messages and of the longest TLS record, and what is around them. Cut by a few bytes, each
+/// would have to be put together.
+const RECEIVE_SLOT_LEN: usize = 16 * 1024 + HEADERS_LEN;
+
+/// The longest header of a client's message, and of a TLS record with what seals it (RFC 6455
+/// §5.2, RFC 8446 §5.2).
+const _: () = assert!(HEADERS_LEN >= 14 && HEADERS_LEN >= 5 + 256);
+
+const RECV_BATCH_MAX: usize = 16;
+
 /// The thread's receive buffer.
-const RECEIVE_BUFFER_LEN: usize = 256 * 1024;
-
-/// A slot of it, where several receives are made at once.
-const RECEIVE_SLOT_LEN: usize = 16 * 1024;
-
-const RECV_BATCH_MAX: usize = RECEIVE_BUFFER_LEN / RECEIVE_SLOT_LEN;
+const RECEIVE_BUFFER_LEN: usize = RECV_BATCH_MAX * RECEIVE_SLOT_LEN;
 
 /// Connections that are sent to in one call.
 const SEND_BATCH: usize = 32;
