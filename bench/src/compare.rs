@@ -119,6 +119,13 @@ fn near() -> Vec<Plan> {
         plans.push(plan(&name, "message", "echo", &args));
     }
     plans[2].mode = "long";
+    let sixteen = "echo --connections 64 --depth 16 --size 64";
+    plans.push(plan(
+        "echo on one thread and on two, 64 connections × 16, 64 B",
+        "message",
+        "threads",
+        sixteen,
+    ));
     for plan in &mut plans {
         plan.near = true;
     }

@@ -179,8 +179,16 @@ pub fn own() -> Vec<Server> {
             "churn",
             "idle",
             "near",
+            "threads",
         ]),
         programs: Programs::Example(all(&["--threads", "1", "--backend", backend])),
+    };
+    let two = |name: &str, backend: &str| Server {
+        name: format!("sockeye, {name}, two threads"),
+        version: version.to_owned(),
+        settings: "two threads, the example echo with its defaults".to_owned(),
+        scenarios: all(&["near", "threads"]),
+        programs: Programs::Example(all(&["--threads", "2", "--backend", backend])),
     };
     let floor = |name: &str, backend: &str| Server {
         name: format!("floor, {name}"),
@@ -192,6 +200,8 @@ pub fn own() -> Vec<Server> {
     vec![
         sockeye("io_uring", "uring"),
         sockeye("epoll", "poll"),
+        two("io_uring", "uring"),
+        two("epoll", "poll"),
         floor("io_uring", "uring"),
         floor("epoll", "poll"),
     ]
@@ -429,6 +439,7 @@ mod tests {
                 "churn",
                 "idle",
                 "near",
+                "threads",
             ];
             let is_known = |name: &String| known.contains(&&name[..]);
             assert!(manifest.scenarios.iter().all(is_known), "{file:?}");

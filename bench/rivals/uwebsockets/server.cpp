@@ -1,21 +1,18 @@
-// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|deflate|broadcast, or
-// rival HOST:PORT tls CHAIN KEY.
+// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|deflate|broadcast [THREADS], or
+// rival HOST:PORT tls CHAIN KEY. Each thread has an app of its own, which listens on the same port.
 #include "App.h"
 
 #include <cstring>
 #include <iostream>
 #include <string>
+#include <thread>
 
 struct Data {};
 
 template <class App>
-void serve(App app, int argc, char **argv) {
-    std::string address = argv[1];
-    bool broadcast = argc > 2 && !strcmp(argv[2], "broadcast");
-    bool deflate = argc > 2 && !strcmp(argv[2], "deflate");
-    auto colon = address.rfind(':');
-    std::string host = address.substr(0, colon);
-    int port = std::stoi(address.substr(colon + 1));
+void serve(App app, std::string host, int port, std::string mode, int threads, bool announce = true) {
+    bool broadcast = mode == "broadcast";
+    bool deflate = mode == "deflate";
 
     app.template ws<Data>("/*", {
         .compression = deflate ? uWS::SHARED_COMPRESSOR : uWS::DISABLED,
@@ -38,25 +35,35 @@ void serve(App app, int argc, char **argv) {
                 ws->send(message, opCode, deflate);
             }
         },
-    }).listen(host, port, [host](auto *listening) {
+    }).listen(host, port, [=](auto *listening) {
         if (!listening) {
             std::cerr << "cannot listen" << std::endl;
             exit(1);
         }
         int port = us_socket_local_port(0, (struct us_socket_t *) listening);
-        std::cout << "listening on " << host << ":" << port << std::endl;
+        if (announce) {
+            std::cout << "listening on " << host << ":" << port << std::endl;
+        }
+        if (threads > 1) {
+            std::thread([=] { serve(uWS::App(), host, port, mode, threads - 1, false); }).detach();
+        }
     }).run();
 }
 
 int main(int argc, char **argv) {
-    if (argc > 4 && !strcmp(argv[2], "tls")) {
+    std::string address = argv[1];
+    std::string mode = argc > 2 ? argv[2] : "echo";
+    auto colon = address.rfind(':');
+    std::string host = address.substr(0, colon);
+    int port = std::stoi(address.substr(colon + 1));
+    if (argc > 4 && mode == "tls") {
 #ifdef LIBUS_USE_OPENSSL
-        serve(uWS::SSLApp({.key_file_name = argv[4], .cert_file_name = argv[3]}), argc, argv);
+        serve(uWS::SSLApp({.key_file_name = argv[4], .cert_file_name = argv[3]}), host, port, mode, 1);
         return 0;
 #else
         std::cerr << "built without TLS" << std::endl;
         return 1;
 #endif
     }
-    serve(uWS::App(), argc, argv);
+    serve(uWS::App(), host, port, mode, argc > 3 ? std::stoi(argv[3]) : 1);
 }
