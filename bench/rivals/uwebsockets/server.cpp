@@ -2,7 +2,10 @@
 // rival HOST:PORT tls CHAIN KEY. Each thread has an app of its own, which listens on the same port.
 #include "App.h"
 
-#include <cstring>
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <iostream>
 #include <string>
 #include <thread>
@@ -50,6 +53,23 @@ void serve(App app, std::string host, int port, std::string mode, int threads, b
     }).run();
 }
 
+// A free port on which several sockets can listen: it stays bound for as long as this process runs.
+int shared_port(const std::string &host) {
+    int socket = ::socket(AF_INET, SOCK_STREAM, 0);
+    int on = 1;
+    setsockopt(socket, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on));
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    sockaddr_in address = {};
+    socklen_t length = sizeof(address);
+    address.sin_family = AF_INET;
+    inet_pton(AF_INET, host.c_str(), &address.sin_addr);
+    if (bind(socket, (sockaddr *) &address, length) || getsockname(socket, (sockaddr *) &address, &length)) {
+        std::cerr << "cannot bind" << std::endl;
+        exit(1);
+    }
+    return ntohs(address.sin_port);
+}
+
 int main(int argc, char **argv) {
     std::string address = argv[1];
     std::string mode = argc > 2 ? argv[2] : "echo";
@@ -65,5 +85,9 @@ int main(int argc, char **argv) {
         return 1;
 #endif
     }
-    serve(uWS::App(), host, port, mode, argc > 3 ? std::stoi(argv[3]) : 1);
+    int threads = argc > 3 ? std::stoi(argv[3]) : 1;
+    if (threads > 1 && port == 0) {
+        port = shared_port(host);
+    }
+    serve(uWS::App(), host, port, mode, threads);
 }
