@@ -83,6 +83,28 @@ impl<D> Conn<D> {
         self.state.seal(env)
     }
 
+    /// What waits to be sent, if the socket may take it now.
+    #[inline]
+    pub fn sendable(&self) -> Option<&SendQueue> {
+        if self.state.blocked || self.state.phase == Phase::Closed {
+            return None;
+        }
+        match &self.state.tls {
+            None => self.state.queue.as_deref(),
+            Some(tls) => tls.outgoing(),
+        }
+    }
+
+    /// The same where it is one piece, of a connection without encryption.
+    #[inline]
+    pub fn only_output(&self) -> Option<&[u8]> {
+        let state = &self.state;
+        if state.blocked || state.phase == Phase::Closed || state.tls.is_some() {
+            return None;
+        }
+        state.queue.as_ref()?.only_piece()
+    }
+
     /// Whether there is, or would be after [`seal`](Self::seal), something to send now.
     #[inline]
     pub fn has_output(&self) -> bool {
