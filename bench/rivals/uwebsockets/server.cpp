@@ -1,5 +1,6 @@
-// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|deflate|broadcast [THREADS], or
-// rival HOST:PORT tls CHAIN KEY. Each thread has an app of its own, which listens on the same port.
+// uWebSockets as an echo or broadcast server: rival HOST:PORT echo|deflate [THREADS], rival HOST:PORT
+// broadcast, or rival HOST:PORT tls CHAIN KEY. Each thread has an app of its own on the same port; what
+// one publishes does not reach the others.
 #include "App.h"
 
 #include <arpa/inet.h>

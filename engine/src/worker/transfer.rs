@@ -8,6 +8,7 @@ use std::slice;
 
 use arrayvec::ArrayVec;
 
+use crate::conn::Env;
 use crate::conn::HEADROOM;
 use crate::reactor;
 use crate::reactor::Backend;
@@ -22,6 +23,7 @@ use super::RECEIVE_BUFFER_LEN;
 use super::RECEIVE_SLOT_LEN;
 use super::RECV_BATCH_MAX;
 use super::SEND_BATCH;
+use super::Slot;
 use super::Worker;
 
 /// Pieces of output that one call sends.
@@ -261,12 +263,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         };
         self.backend.send_many(slice::from_mut(&mut op));
         let result = op.result;
-        if let Ok(sent) = result
-            && !slot.parked
-            && slot.conn.handle_all_sent(sent, &mut self.env)
-        {
-            // The common case.
-            self.env.metrics.bytes_sent.add(sent as u64);
+        if slot.handle_all_sent(&result, &mut self.env) {
             return self.stall.clear(key.index);
         }
         self.handle_sent(key, len, result);
@@ -308,13 +305,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     #[inline]
     fn handle_sent(&mut self, key: Key, len: usize, result: io::Result<usize>) {
-        if let Ok(sent) = result
-            && let Some(slot) = self.conns.get_mut(key)
-            && !slot.parked
-            && slot.conn.handle_all_sent(sent, &mut self.env)
+        if let Some(slot) = self.conns.get_mut(key)
+            && slot.handle_all_sent(&result, &mut self.env)
         {
-            // The common case.
-            self.env.metrics.bytes_sent.add(sent as u64);
             return self.stall.clear(key.index);
         }
         let sent = match result {
@@ -348,5 +341,19 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
         }
         self.after(key, false);
+    }
+}
+
+impl<S, D> Slot<S, D> {
+    /// The common case of a send: the kernel took all there was, and nothing else is to be done.
+    #[inline]
+    fn handle_all_sent(&mut self, result: &io::Result<usize>, env: &mut Env) -> bool {
+        match *result {
+            Ok(sent) if !self.parked && self.conn.handle_all_sent(sent, env) => {
+                env.metrics.bytes_sent.add(sent as u64);
+                true
+            }
+            _ => false,
+        }
     }
 }
