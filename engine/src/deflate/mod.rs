@@ -22,6 +22,8 @@ mod inflater;
 #[cfg(feature = "deflate")]
 mod seam;
 #[cfg(feature = "deflate")]
+mod short;
+#[cfg(feature = "deflate")]
 mod whole;
 
 #[cfg(not(feature = "deflate"))]

@@ -13,6 +13,8 @@ use super::Deflater;
 use super::Inflater;
 use super::TAIL;
 use super::seam;
+use super::short::PAYLOAD_LEN_MAX;
+use super::short::Short;
 
 /// What ends an input in one piece: a last block, stored, of so many bytes.
 const MARKER_LEN: usize = 8;
@@ -53,6 +55,8 @@ pub struct Codec {
     decompressor: Option<Decompressor>,
     /// By level.
     compressors: [Option<Compressor>; 10],
+    /// For short payloads, at the fastest level.
+    short: Option<Short>,
     /// By window, for messages that are longer than theirs, and by level.
     deflaters: Vec<(u8, u8, Deflater)>,
     #[allow(
@@ -75,6 +79,7 @@ impl Codec {
         Self {
             decompressor: None,
             compressors: Default::default(),
+            short: None,
             deflaters: Vec::new(),
             inflaters: Vec::new(),
             input: Vec::new(),
@@ -207,6 +212,10 @@ impl Codec {
         window_bits: u8,
         output: &mut Vec<u8>,
     ) -> Option<usize> {
+        if level == 1 && payload.len() <= PAYLOAD_LEN_MAX.min(1 << window_bits) {
+            let short = self.short.get_or_insert_with(Short::new);
+            return short.deflate(payload, output);
+        }
         // No part is longer than the window; at the fastest level several are still faster, and
         // hardly longer, than one stream of zlib-rs.
         let (part_len, several) = match level {
