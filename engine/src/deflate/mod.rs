@@ -4,9 +4,10 @@
 //! bytes that would end each message.
 //!
 //! Where a message is compressed by itself, one [`Codec`] serves all connections of a thread,
-//! and whole messages go through `libdeflater`: [`Codec::inflate`], [`Codec::deflate`]. With
-//! context takeover each connection has an [`Inflater`] and a [`Deflater`] of its own, over
-//! `zlib-rs`; an inflater also takes messages that are delivered in chunks.
+//! and whole messages go through `libdeflater`: [`Codec::inflate`], [`Codec::deflate`]; short ones
+//! are deflated by code of our own (`short/`). With context takeover each connection has an
+//! [`Inflater`] and a [`Deflater`] of its own, over `zlib-rs`; an inflater also takes messages that
+//! are delivered in chunks.
 //!
 //! Pure: the marker that finds out where a stream ends is an argument.
 //!
