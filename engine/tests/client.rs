@@ -1,8 +1,6 @@
 //! The blocking client: reading, writing, deadlines, proxies. What a hostile server does to it is
 //! in `client_role.rs`.
 
-mod support;
-
 use std::io;
 use std::io::Read;
 use std::io::Write;
@@ -29,10 +27,11 @@ use sockeye::http1::head_len;
 use sockeye::protocol::FrameHeader;
 use sockeye::protocol::Role;
 
-use support::accept_of;
-use support::certificates::client_tls;
-use support::certificates::server_tls;
-use support::server_frame;
+use crate::support;
+use crate::support::accept_of;
+use crate::support::certificates::client_tls;
+use crate::support::certificates::server_tls;
+use crate::support::server_frame;
 
 /// An echo server, with TLS or without.
 fn serve(tls: bool) -> Handle {

@@ -1,8 +1,6 @@
 //! Hostile servers: the cases of `security.rs` for the client role, for the reactor's client on
 //! each backend and on the simulated network, and for the blocking client, plain and over TLS.
 
-mod support;
-
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -14,15 +12,16 @@ use sockeye::Timeout;
 use sockeye::client;
 use sockeye::protocol::Opcode;
 
-use support::Probe;
-use support::Record;
-use support::Running;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::accept_of;
-use support::frame;
-use support::server_frame;
+use crate::support;
+use crate::support::Probe;
+use crate::support::Record;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::accept_of;
+use crate::support::frame;
+use crate::support::server_frame;
 
 client_cases!(
     echo_in_every_size,

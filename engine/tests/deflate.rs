@@ -1,8 +1,6 @@
 //! permessage-deflate (RFC 7692) as a server: on each backend and on the simulated network. What
 //! the peer compresses and inflates goes through zlib, and not through the engine's own code.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
@@ -19,20 +17,21 @@ use sockeye::SendOptions;
 use sockeye::SendResult;
 use sockeye::protocol::Opcode;
 
-use support::Deflate;
-use support::Link;
-use support::Probe;
-use support::Record;
-use support::Running;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::deflate::json;
-use support::deflate::noise;
-use support::fragment;
-use support::masked;
-use support::raw_frame;
-use support::request_with;
+use crate::support;
+use crate::support::Deflate;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::Record;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::deflate::json;
+use crate::support::deflate::noise;
+use crate::support::fragment;
+use crate::support::masked;
+use crate::support::raw_frame;
+use crate::support::request_with;
 
 cases!(
     messages_below_the_threshold_are_sent_as_they_are,

@@ -2,8 +2,6 @@
 //! network, and the blocking one, plain and over TLS. What the server compresses and inflates goes
 //! through zlib, and not through the engine's own code.
 
-mod support;
-
 use std::io::Read;
 
 use sockeye::Compression;
@@ -17,16 +15,17 @@ use sockeye::protocol::Opcode;
 use sockeye::protocol::Role;
 use sockeye::protocol::handshake::DeflateParams;
 
-use support::Deflate;
-use support::Link;
-use support::Probe;
-use support::Running;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::deflate::json;
-use support::deflate::noise;
-use support::server_frame;
+use crate::support;
+use crate::support::Deflate;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::deflate::json;
+use crate::support::deflate::noise;
+use crate::support::server_frame;
 
 client_cases!(
     offers_what_it_wants,

@@ -1,7 +1,5 @@
 //! The end of a server: spread over a window, with a deadline, handed over to another.
 
-mod support;
-
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpListener;
@@ -16,11 +14,12 @@ use sockeye::Drain;
 use sockeye::Server;
 use sockeye::protocol::Opcode;
 
-use support::Link;
-use support::Probe;
-use support::REQUEST;
-use support::Settings;
-use support::World;
+use crate::support;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Settings;
+use crate::support::World;
 
 cases!(
     drain_closes_all_with_its_code_and_ends,

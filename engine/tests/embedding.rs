@@ -1,7 +1,5 @@
 //! An engine inside somebody else's loop, and connections that somebody else has opened.
 
-mod support;
-
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpListener;
@@ -29,7 +27,8 @@ use sockeye::Route;
 use sockeye::Server;
 use sockeye::protocol::Opcode;
 
-use support::frame;
+use crate::support;
+use crate::support::frame;
 
 /// What there is to run on, and whether with direct descriptors.
 fn backends() -> Vec<(BackendChoice, bool)> {

@@ -1,8 +1,6 @@
 //! The guarantees of `docs/ARCHITECTURE.md`, each under its number, on each backend and on the
 //! simulated network.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -21,18 +19,19 @@ use sockeye::protocol::Opcode;
 use sockeye::testkit::Faults;
 use sockeye::testkit::SimSettings;
 
-use support::Data;
-use support::Probe;
-use support::REQUEST;
-use support::Record;
-use support::Running;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::certificates;
-use support::fragment;
-use support::frame;
-use support::raw_frame;
+use crate::support;
+use crate::support::Data;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Record;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::certificates;
+use crate::support::fragment;
+use crate::support::frame;
+use crate::support::raw_frame;
 
 cases!(
     g01_open_and_close_match_one_to_one,

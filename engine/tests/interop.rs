@@ -7,8 +7,6 @@
 //! FOLDER` sets them up, and `SOCKEYE_INTEROP=FOLDER` says where. What is not there is skipped,
 //! and that is said.
 
-mod support;
-
 #[path = "interop/tungstenite.rs"]
 mod tungstenite_peer;
 
@@ -41,8 +39,9 @@ use sockeye::Server;
 use sockeye::client;
 use sockeye::client::Error;
 
-use support::certificates;
-use support::certificates::client_tls;
+use crate::support;
+use crate::support::certificates;
+use crate::support::certificates::client_tls;
 
 /// Payload lengths in bytes.
 pub const SIZES: [usize; 7] = [0, 1, 125, 126, 65_535, 65_536, 1 << 20];

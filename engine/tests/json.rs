@@ -1,7 +1,5 @@
 //! Messages that are JSON.
 
-mod support;
-
 use std::collections::HashMap;
 use std::io;
 use std::thread;
@@ -12,8 +10,9 @@ use sockeye::Message;
 use sockeye::Prepared;
 use sockeye::client;
 
-use support::Probe;
-use support::World;
+use crate::support;
+use crate::support::Probe;
+use crate::support::World;
 
 cases!(json_is_read_sent_and_published);
 

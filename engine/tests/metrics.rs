@@ -1,8 +1,6 @@
 //! What a server says of itself: counters, gauges, times, slow callbacks, and the page that
 //! Prometheus reads.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -19,15 +17,16 @@ use sockeye::SendOptions;
 use sockeye::SendResult;
 use sockeye::protocol::Opcode;
 
-use support::Link;
-use support::Probe;
-use support::REQUEST;
-use support::Record;
-use support::Settings;
-use support::World;
-use support::fragment;
-use support::frame;
-use support::raw_frame;
+use crate::support;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Record;
+use crate::support::Settings;
+use crate::support::World;
+use crate::support::fragment;
+use crate::support::frame;
+use crate::support::raw_frame;
 
 cases!(
     metrics_count_frames_bytes_and_connections,

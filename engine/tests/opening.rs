@@ -1,7 +1,5 @@
 //! The opening handshake: routes, origins, answers that come later, proxies, limits.
 
-mod support;
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -20,16 +18,17 @@ use sockeye::Server;
 use sockeye::Upgrade;
 use sockeye::protocol::Opcode;
 
-use support::Data;
-use support::Link;
-use support::Probe;
-use support::REQUEST;
-use support::Record;
-use support::Running;
-use support::Settings;
-use support::World;
-use support::frame;
-use support::request_with;
+use crate::support;
+use crate::support::Data;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Record;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::World;
+use crate::support::frame;
+use crate::support::request_with;
 
 cases!(
     routes_take_their_paths_and_parameters,

@@ -1,8 +1,6 @@
 //! Connections that the reactor makes: where from, where to, and what becomes of them. What a
 //! hostile server does to them is in `client_role.rs`.
 
-mod support;
-
 use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -28,6 +26,8 @@ use sockeye::OpenError;
 use sockeye::SendResult;
 use sockeye::Server;
 use sockeye::protocol::Role;
+
+use crate::support;
 
 /// Runs a case on each backend, io_uring with regular and with direct descriptors.
 fn on_each_backend(case: impl Fn(BackendChoice, bool)) {

@@ -1,7 +1,5 @@
 //! What becomes of output that a peer does not take: limits, policies, budgets.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
@@ -19,14 +17,14 @@ use sockeye::ThreadMetrics;
 use sockeye::Victims;
 use sockeye::protocol::Opcode;
 
-use support::Data;
-use support::Link;
-use support::Probe;
-use support::REQUEST;
-use support::Record;
-use support::Running;
-use support::Settings;
-use support::World;
+use crate::support::Data;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Record;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::World;
 
 cases!(
     refuse_leaves_the_message_to_its_caller,

@@ -1,7 +1,5 @@
 //! Topics: who gets what is published, in which order, and who does not hold the others up.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::Mutex;
 
@@ -16,12 +14,13 @@ use sockeye::SendOptions;
 use sockeye::Server;
 use sockeye::protocol::Opcode;
 
-use support::Data;
-use support::Link;
-use support::Probe;
-use support::Record;
-use support::Settings;
-use support::World;
+use crate::support;
+use crate::support::Data;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::Record;
+use crate::support::Settings;
+use crate::support::World;
 
 cases!(
     subscribers_get_what_is_published_in_order,

@@ -1,21 +1,19 @@
 //! One test for each past bug, named after what broke.
 
-mod support;
-
 use std::time::Duration;
 
 use sockeye::Timeout;
 use sockeye::protocol::Opcode;
 
-use support::End;
-use support::Ended;
-use support::Place;
-use support::Probe;
-use support::Running;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::frame;
+use crate::support::End;
+use crate::support::Ended;
+use crate::support::Place;
+use crate::support::Probe;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::frame;
 
 /// Lets time pass without a turn, as when the thread sleeps or is held up.
 fn skip(server: &Running, time: Duration) {

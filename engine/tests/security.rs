@@ -1,8 +1,6 @@
 //! Attacks that broke other implementations; `docs/PITFALLS.md` lists them. Every case runs on
 //! each backend and on the simulated network.
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -17,21 +15,22 @@ use sockeye::Timeout;
 use sockeye::Upgrade;
 use sockeye::protocol::Opcode;
 
-use support::Data;
-use support::KEY;
-use support::Link;
-use support::Probe;
-use support::REQUEST;
-use support::Record;
-use support::Running;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::fragment;
-use support::frame;
-use support::masked;
-use support::raw_frame;
-use support::request_with;
+use crate::support;
+use crate::support::Data;
+use crate::support::KEY;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Record;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::fragment;
+use crate::support::frame;
+use crate::support::masked;
+use crate::support::raw_frame;
+use crate::support::request_with;
 
 cases!(
     len63,

@@ -1,24 +1,23 @@
 //! Attacks on permessage-deflate that broke other implementations; `docs/PITFALLS.md` lists them.
 //! Every case runs on each backend and on the simulated network.
 
-mod support;
-
 use sockeye::Compression;
 use sockeye::Limits;
 use sockeye::ProtocolError;
 use sockeye::Route;
 use sockeye::protocol::Opcode;
 
-use support::Deflate;
-use support::Link;
-use support::Probe;
-use support::Running;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::deflate::json;
-use support::raw_frame;
-use support::request_with;
+use crate::support;
+use crate::support::Deflate;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::deflate::json;
+use crate::support::raw_frame;
+use crate::support::request_with;
 
 cases!(bomb, bomb_ctx, deflate_trunc, window, ext_redos);
 

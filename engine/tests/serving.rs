@@ -1,7 +1,5 @@
 //! What a server is for, on each backend and on the simulated network.
 
-mod support;
-
 use std::io::Read;
 use std::io::Write;
 use std::sync::Arc;
@@ -13,17 +11,18 @@ use sockeye::Server;
 use sockeye::Upgrade;
 use sockeye::protocol::Opcode;
 
-use support::Data;
-use support::Link;
-use support::Probe;
-use support::REQUEST;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::fragment;
-use support::frame;
-use support::raw_frame;
-use support::request_with;
+use crate::support;
+use crate::support::Data;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::fragment;
+use crate::support::frame;
+use crate::support::raw_frame;
+use crate::support::request_with;
 
 cases!(
     echo_byte_by_byte,

@@ -1,7 +1,5 @@
 //! Messages in chunks, in both directions; reading that pauses; pings, timers, values.
 
-mod support;
-
 use std::io;
 use std::io::Write;
 use std::sync::Arc;
@@ -18,16 +16,17 @@ use sockeye::SendResult;
 use sockeye::protocol::FrameHeader;
 use sockeye::protocol::Opcode;
 
-use support::Link;
-use support::Probe;
-use support::Record;
-use support::Settings;
-use support::ThreadEvent;
-use support::Why;
-use support::World;
-use support::fragment;
-use support::frame;
-use support::raw_frame;
+use crate::support;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::Record;
+use crate::support::Settings;
+use crate::support::ThreadEvent;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::fragment;
+use crate::support::frame;
+use crate::support::raw_frame;
 
 cases!(
     chunks_put_together_are_the_messages,

@@ -1,8 +1,6 @@
 //! TLS: certificates, what the two ends agree, and attacks on it. What does not depend on TLS
 //! itself runs over it in the other files.
 
-mod support;
-
 use std::io::Read;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -23,19 +21,20 @@ use sockeye::tls::ClientTls;
 use sockeye::tls::ServerTls;
 use sockeye::tls::TlsError;
 
-use support::Probe;
-use support::REQUEST;
-use support::Record;
-use support::Settings;
-use support::Why;
-use support::World;
-use support::certificates;
-use support::certificates::Authority;
-use support::certificates::Certified;
-use support::certificates::authority;
-use support::certificates::client_tls;
-use support::certificates::server_tls;
-use support::frame;
+use crate::support;
+use crate::support::Probe;
+use crate::support::REQUEST;
+use crate::support::Record;
+use crate::support::Settings;
+use crate::support::Why;
+use crate::support::World;
+use crate::support::certificates;
+use crate::support::certificates::Authority;
+use crate::support::certificates::Certified;
+use crate::support::certificates::authority;
+use crate::support::certificates::client_tls;
+use crate::support::certificates::server_tls;
+use crate::support::frame;
 
 /// Runs a case on each backend.
 fn on_each_backend(case: impl Fn(BackendChoice)) {

@@ -1,10 +1,8 @@
 //! The whole engine over a simulated network, with everything going wrong: 100,000 seeds. It
 //! accepts connections and makes some; every fifteenth run is over TLS.
 //!
-//! A failure names its seed; `SOCKEYE_SEED=N cargo test --test worker_sim` runs that one alone.
+//! A failure names its seed; `SOCKEYE_SEED=N cargo test --test main worker_sim` runs that one alone.
 //! `SOCKEYE_SEEDS=N` runs so many instead of 100,000.
-
-mod support;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -45,7 +43,8 @@ use sockeye::testkit::SimClient;
 use sockeye::testkit::SimServer;
 use sockeye::testkit::SimSettings;
 
-use support::certificates;
+use crate::support;
+use crate::support::certificates;
 
 const SEEDS: u64 = 100_000;
 

@@ -26,8 +26,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::Data;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::OpCode;
 
-use crate::CODES;
-use crate::SIZES;
+use super::CODES;
+use super::SIZES;
 use crate::support::certificates;
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
