@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use sockeye::BackendChoice;
 use sockeye::CloseCode;
+use sockeye::Route;
 use sockeye::Server;
 use sockeye::Upgrade;
 use sockeye::protocol::Opcode;
@@ -38,6 +39,7 @@ cases!(
     shutdown_says_going_away,
     peer_address,
     output_is_drained_in_order_through_a_narrow_pipe,
+    long_payload_is_received_in_four_times_the_turn,
 );
 
 fn echo_byte_by_byte(world: World) {
@@ -420,4 +422,43 @@ fn bad_settings_are_errors_before_anything_starts() {
             .map(drop),
     );
     assert!(text.contains("message_len_max"), "{text}");
+}
+
+/// Where nothing else is done with it but to put it together.
+fn long_payload_is_received_in_four_times_the_turn(world: World) {
+    const TURN_LEN: usize = 2_048;
+    for streams in [false, true] {
+        let mut settings = Settings {
+            base: Route::default().streaming(streams),
+            ..Settings::default()
+        };
+        settings.limits.turn_len_max = TURN_LEN;
+        settings.limits.message_len_max = 1 << 20;
+        settings.limits.output_len_max = 1 << 21;
+        let server = world.start_with(settings, Probe::echo());
+        let mut link = server.open();
+        let payload = vec![b'x'; 300_000];
+        link.send(&frame(Opcode::Binary, &payload));
+        if world.is_sim() {
+            let mut most = 0;
+            for _ in 0..500 {
+                let before = server.metrics().total().bytes_received;
+                server.turn(1);
+                most = most.max(server.metrics().total().bytes_received - before);
+            }
+            let most = most as usize;
+            match (world.is_tls(), streams) {
+                // A record is decrypted whole.
+                (true, _) => assert!(most <= TURN_LEN + 16_384 + 512, "{most}"),
+                (false, true) => assert_eq!(most, TURN_LEN),
+                (false, false) => assert_eq!(most, 4 * TURN_LEN),
+            }
+        }
+        // Where it is delivered in chunks each of them is answered.
+        let mut received = 0;
+        while received < payload.len() {
+            received += link.next_frame().expect("a reply").payload.len();
+        }
+        link.close(1000);
+    }
 }

@@ -524,6 +524,18 @@ impl<D> Conn<D> {
         }
     }
 
+    /// What is still to come of the payload of one frame, where nothing is done with it but to put
+    /// it to what has come.
+    #[inline]
+    pub fn payload_remaining(&self, env: &Env) -> usize {
+        let remaining = self.decoder.plain_remaining();
+        let plain = self.state.phase == Phase::Open && self.state.tls.is_none();
+        if remaining == 0 || !plain || env.route(self.state.route).route.streaming {
+            return 0;
+        }
+        usize::try_from(remaining).unwrap_or(usize::MAX)
+    }
+
     /// The kernel took `sent` bytes. If that is all there was, of an open connection which has
     /// nothing else to do, it is dealt with; else nothing is done, and it says so.
     #[inline]

@@ -199,6 +199,15 @@ impl Decoder {
         self.fragment_count > 0
     }
 
+    /// What is still to come of the payload of a data frame that has begun and is not compressed.
+    #[inline]
+    pub fn plain_remaining(&self) -> u64 {
+        match self.in_frame && !self.rsv1 {
+            true => self.payload_remaining,
+            false => 0,
+        }
+    }
+
     /// Applies the rules on how data frames make up messages (RFC 6455 §5.4).
     #[inline]
     fn begin(&mut self, header: &FrameHeader, limits: &DecoderLimits) -> Result<(), ProtocolError> {

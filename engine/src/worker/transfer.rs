@@ -26,6 +26,10 @@ use super::SEND_BATCH;
 use super::Slot;
 use super::Worker;
 
+/// How many times as long as other turns one may be that receives nothing but the payload of one
+/// frame: that takes less time than a turn's worth of short messages.
+const PAYLOAD_TURNS: usize = 4;
+
 /// Pieces of output that one call sends.
 const BATCH_SLICES_MAX: usize = 4 * SEND_BATCH;
 
@@ -109,9 +113,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             return 1;
         }
         let socket = slot.socket;
+        let turn_len = self.env.limits().turn_len_max;
+        // The rest of a long payload is copied, and no callback is called for it.
+        let rest_len = slot.conn.payload_remaining(&self.env);
+        let len_max = turn_len.max(rest_len.min(PAYLOAD_TURNS * turn_len));
         self.note_waited(1);
-        let len = HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_BUFFER_LEN);
-        let slot = &mut buffer[..len];
+        let slot = &mut buffer[..HEADROOM + len_max.min(RECEIVE_BUFFER_LEN)];
         let mut op = RecvOp {
             socket,
             buffer: &mut slot[HEADROOM..],
