@@ -149,7 +149,10 @@ fn canonical() -> Result<(), String> {
     let sockeye = &servers::own()[..1];
     let (throughput, latency) = compare::canonical(&places, &sockeye[0])?;
     let machine = Machine::this();
-    println!("{} × {}, {}", machine.cpus, machine.cpu, machine.kernel);
+    println!(
+        "{} × {}, {}, {}",
+        machine.cpus, machine.cpu, machine.kernel, machine.congestion_control
+    );
     print!("{throughput}\n{latency}");
     Ok(())
 }

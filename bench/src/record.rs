@@ -41,6 +41,9 @@ pub struct Machine {
     pub memory: u64,
     /// The kernel's release.
     pub kernel: String,
+    /// How TCP controls congestion; empty in older records.
+    #[serde(default)]
+    pub congestion_control: String,
     /// The compiler.
     pub rustc: String,
 }
@@ -166,6 +169,7 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             memory: memory.unwrap_or(0) * 1024,
             kernel: said("uname", &["-sr"]),
+            congestion_control: said("cat", &["/proc/sys/net/ipv4/tcp_congestion_control"]),
             rustc: said("rustc", &["--version"]),
         }
     }
