@@ -169,7 +169,9 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             memory: memory.unwrap_or(0) * 1024,
             kernel: said("uname", &["-sr"]),
-            congestion_control: said("cat", &["/proc/sys/net/ipv4/tcp_congestion_control"]),
+            congestion_control: fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")
+                .map(|name| name.trim().to_owned())
+                .unwrap_or_default(),
             rustc: said("rustc", &["--version"]),
         }
     }

@@ -461,4 +461,15 @@ fn long_payload_is_received_in_four_times_the_turn(world: World) {
         }
         link.close(1000);
     }
+    // There is no longer turn than the receive buffer's.
+    let mut settings = Settings::default();
+    settings.limits.turn_len_max = usize::MAX;
+    settings.limits.message_len_max = 1 << 20;
+    settings.limits.output_len_max = 1 << 21;
+    let server = world.start_with(settings, Probe::echo());
+    let mut link = server.open();
+    let payload = vec![b'y'; 900_000];
+    link.send(&frame(Opcode::Binary, &payload));
+    link.expect(Opcode::Binary, &payload);
+    link.close(1000);
 }

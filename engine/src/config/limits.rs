@@ -55,8 +55,8 @@ pub struct Limits {
     /// Most bytes taken from one connection before the others have their turn.
     /// Default 64 KiB, and 512 bytes for the headers of the messages that these are. Four times as
     /// many, at most 264 KiB, where all of them are payload of one frame that began before and is
-    /// neither compressed nor encrypted nor delivered in chunks: for them no callback is called, and
-    /// they take less time than a turn's worth of short messages.
+    /// neither compressed nor encrypted nor delivered in chunks: no callback is called before its end,
+    /// and they take less time than a turn's worth of short messages.
     pub turn_len_max: usize,
     /// From accept to the end of the request head, all of it. Default 10 s.
     pub handshake_timeout: Duration,

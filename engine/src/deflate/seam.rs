@@ -7,18 +7,12 @@
 //! one, all zeros, if there are three bits for it. So it has to be known how many there are; they
 //! begin behind the last code, which is that of the end of the block.
 
-/// RFC 1951 §3.2.7: the order in which the lengths of the code lengths' codes come.
-const LENGTHS_ORDER: [usize; 19] = [
-    16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
-];
+use super::short::END_OF_BLOCK;
+use super::short::LENGTHS_ORDER;
+use super::short::LITERAL_EXTRA;
 
-/// The symbol that ends a block (RFC 1951 §3.2.5).
-const END_OF_BLOCK: usize = 256;
-
-/// RFC 1951 §3.2.5: extra bits of the symbols 257 to 285.
-const LENGTH_EXTRA: [usize; 29] = [
-    0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0,
-];
+/// Symbols from here on never occur (RFC 1951 §3.2.5).
+const SYMBOLS_END: usize = 286;
 
 /// Clears the mark of the last block of a stream that has one block only; gives how many bits of
 /// its last byte are behind that. None, and nothing is changed, if the stream has several blocks,
@@ -104,7 +98,7 @@ fn padding_of_fixed(bits: Bits<'_>) -> Option<usize> {
             return bits.len().checked_sub(position).filter(|&left| left < 8);
         }
         if symbol > END_OF_BLOCK {
-            position += LENGTH_EXTRA.get(symbol - 257)?;
+            position += usize::from(*LITERAL_EXTRA[..SYMBOLS_END].get(symbol)?);
             let distance = bits.code_at(position, 5) as usize;
             position += 5 + (distance / 2).saturating_sub(1);
         }

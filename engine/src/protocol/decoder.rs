@@ -319,3 +319,40 @@ fn take<'b>(input: &mut &'b mut [u8], len: usize) -> &'b mut [u8] {
     *input = rest;
     front
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is to come behind the first three bytes of a payload of a thousand.
+    fn check(frames: &[&[u8]], want: u64) {
+        let limits = DecoderLimits {
+            role: Role::Client,
+            message_len_max: 1 << 20,
+            fragment_count_max: 8,
+            rsv1_allowed: true,
+        };
+        let mut bytes = frames.concat();
+        let mut input = &mut bytes[..];
+        let mut decoder = Decoder::default();
+        while !input.is_empty() {
+            decoder.next(&mut input, &limits).expect("legal");
+        }
+        assert_eq!(decoder.plain_remaining(), want, "{frames:02X?}");
+    }
+
+    #[test]
+    fn plain_payload_remains_until_its_end() {
+        let begin = [&[0x02, 126, 3, 232][..], b"abc"].concat();
+        check(&[], 0);
+        check(&[&begin], 997);
+        check(&[&begin, &[0; 996]], 1);
+        check(&[&begin, &[0; 997]], 0);
+        check(&[&begin, &[0; 997], &[0x00, 126, 3, 232, b'd']], 999);
+        // Compressed, also behind its first frame.
+        check(&[&[0x42, 126, 3, 232], b"abc"], 0);
+        check(&[&[0x42, 1, 0], &[0x00, 126, 3, 232], b"abc"], 0);
+        // In a message, between its frames.
+        check(&[&[0x02, 1, b'a'], &[0x89, 0]], 0);
+    }
+}

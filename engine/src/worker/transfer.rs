@@ -114,9 +114,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
         let socket = slot.socket;
         let turn_len = self.env.limits().turn_len_max;
-        // The rest of a long payload is copied, and no callback is called for it.
+        // The rest of a long payload is copied, and no callback is called before its end.
         let rest_len = slot.conn.payload_remaining(&self.env);
-        let len_max = turn_len.max(rest_len.min(PAYLOAD_TURNS * turn_len));
+        let len_max = turn_len.max(rest_len.min(turn_len.saturating_mul(PAYLOAD_TURNS)));
         self.note_waited(1);
         let slot = &mut buffer[..HEADROOM + len_max.min(RECEIVE_BUFFER_LEN)];
         let mut op = RecvOp {

@@ -6,7 +6,7 @@ use super::codes::LENGTH_CODE_LEN_MAX;
 use super::codes::Word;
 use super::tokens::DISTANCE_EXTRA;
 use super::tokens::DISTANCES;
-use super::tokens::END;
+use super::tokens::END_OF_BLOCK;
 use super::tokens::LITERAL_EXTRA;
 use super::tokens::LITERALS;
 use super::tokens::NO_DISTANCE;
@@ -19,7 +19,7 @@ pub const SLACK: usize = 8;
 const LENGTHS: usize = 32;
 
 /// RFC 1951 §3.2.7: the order in which the lengths of the code lengths' codes come.
-const LENGTHS_ORDER: [usize; 19] = [
+pub const LENGTHS_ORDER: [usize; 19] = [
     16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
 ];
 
@@ -121,7 +121,7 @@ fn write_tokens(
         bits.put_word(distance, token.distance_extra());
         bits.flush();
     }
-    bits.put_word(literals[END], 0);
+    bits.put_word(literals[END_OF_BLOCK], 0);
     bits.flush();
 }
 

@@ -15,7 +15,10 @@ mod matches;
 mod tests;
 mod tokens;
 
+pub(super) use block::LENGTHS_ORDER;
 use matches::Matches;
+pub(super) use tokens::END_OF_BLOCK;
+pub(super) use tokens::LITERAL_EXTRA;
 use tokens::Tokens;
 
 /// The longest payload: for longer ones libdeflate takes less time.
@@ -41,6 +44,7 @@ impl Short {
     ///
     /// No distance is longer than the payload: a window of its length is enough.
     pub fn deflate(&mut self, payload: &[u8], output: &mut Vec<u8>) -> Option<usize> {
+        debug_assert!(payload.len() <= PAYLOAD_LEN_MAX);
         self.tokens.clear();
         self.matches.parse(payload, &mut self.tokens);
         let room = payload.len() + block::SLACK;

@@ -8,7 +8,7 @@ pub const LITERALS: usize = 288;
 pub const DISTANCES: usize = 32;
 
 /// The symbol that ends a block, and the first of the lengths.
-pub const END: usize = 256;
+pub const END_OF_BLOCK: usize = 256;
 const FIRST_LENGTH: usize = 257;
 
 /// A literal has this distance, which takes no bits.
@@ -111,7 +111,7 @@ impl Tokens {
     pub fn clear(&mut self) {
         self.len = 0;
         self.literals.fill(0);
-        self.literals[END] = 1;
+        self.literals[END_OF_BLOCK] = 1;
         self.distances.fill(0);
     }
 
