@@ -1,67 +1,19 @@
 //! A plain echo costs no allocation once the connection is warm, and no lock.
 
-mod support;
-
-use std::alloc::GlobalAlloc;
-use std::alloc::Layout;
-use std::alloc::System;
-use std::cell::Cell;
 use std::fs;
 use std::io::Read;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 
 use sockeye::BackendChoice;
 use sockeye::Server;
 use sockeye::protocol::FrameHeader;
 use sockeye::protocol::Opcode;
 
-thread_local! {
-    /// This thread is a server's.
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
-}
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-fn count() {
-    if COUNTED.try_with(Cell::get).unwrap_or(false) {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(pointer, layout, len) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// One test at a time: they share the count.
-static TURN: Mutex<()> = Mutex::new(());
+use crate::support;
+use crate::support::Memory;
 
 /// An open WebSocket.
 fn open(address: SocketAddr) -> TcpStream {
@@ -92,12 +44,10 @@ fn echo_costs_no_allocation(backend: BackendChoice, direct: bool, len: usize) {
     if backend == BackendChoice::Uring && !support::uring_works() {
         return;
     }
-    let _turn = TURN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let memory = Memory::new();
     let server = Server::builder()
         .on_open(|_| {
-            COUNTED.set(true);
+            memory.count_this_thread();
             // One that must be seen, or the count is worth nothing.
             drop(std::hint::black_box(Box::new([0_u8; 64])));
         })
@@ -127,10 +77,10 @@ fn echo_costs_no_allocation(backend: BackendChoice, direct: bool, len: usize) {
         }
     };
     echo(200);
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    let before = memory.calls();
     assert!(before > 0, "the server's thread is not counted");
     echo(2_000);
-    let after = ALLOCATIONS.load(Ordering::SeqCst);
+    let after = memory.calls();
     assert_eq!(after - before, 0, "allocations for 6,000 echoes");
     server.shutdown();
     drop(streams);
@@ -159,12 +109,10 @@ fn publish_costs_no_allocation_per_subscriber(backend: BackendChoice, len: usize
     if backend == BackendChoice::Uring && !support::uring_works() {
         return;
     }
-    let _turn = TURN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let memory = Memory::new();
     let server = Server::builder()
         .on_open(|conn| {
-            COUNTED.set(true);
+            memory.count_this_thread();
             conn.subscribe("all");
         })
         .on_message(|conn, message| {
@@ -190,9 +138,9 @@ fn publish_costs_no_allocation_per_subscriber(backend: BackendChoice, len: usize
         }
     };
     publish(20);
-    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    let before = memory.calls();
     publish(100);
-    let after = ALLOCATIONS.load(Ordering::SeqCst);
+    let after = memory.calls();
     let each = (after - before) as f64 / 100.0;
     assert!(each > 0.0, "the one encoding has to be somewhere");
     assert!(each <= 8.0, "{each} allocations and releases for a publish");

@@ -531,7 +531,7 @@ fn prealloc(world: World) {
     settings.limits.message_len_max = 1 << 30;
     settings.limits.output_len_max = (1 << 30) + 16;
     let client = world.start_with(settings, Probe::echo());
-    let before = support::resident();
+    let before = client.memory.begin();
     let count = if world == World::Sim { 2_000 } else { 30 };
     let mut links = Vec::new();
     for _ in 0..count {
@@ -546,9 +546,8 @@ fn prealloc(world: World) {
     let mut link = client.dial_open();
     link.send_text("alive");
     link.expect_text("alive");
-    // Other tests of this process allocate as well: 30 GB would be another matter.
-    let grown = support::resident().saturating_sub(before);
-    assert!(grown < 512 << 20, "{grown} bytes");
+    let grown = client.memory.most() - before;
+    assert!(grown < count * (32 << 10), "{world:?}: {grown} bytes more");
 }
 
 /// Sends until the output limit refuses, to a server that does not read.

@@ -1,67 +1,18 @@
 //! What compression costs a connection in memory is what the documentation says, and what is
 //! counted against the budget.
 
-mod support;
-
-use std::alloc::GlobalAlloc;
-use std::alloc::Layout;
-use std::alloc::System;
-use std::cell::Cell;
-use std::sync::atomic::AtomicIsize;
-use std::sync::atomic::Ordering;
-
 use sockeye::Compression;
 use sockeye::Route;
 use sockeye::protocol::Opcode;
 
-use support::Deflate;
-use support::Link;
-use support::Probe;
-use support::Running;
-use support::Settings;
-use support::World;
-use support::deflate::json;
-use support::request_with;
-
-thread_local! {
-    /// This thread is a server's.
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Bytes that the server's threads have allocated and not freed.
-static HELD: AtomicIsize = AtomicIsize::new(0);
-
-struct Counting;
-
-fn count(len: isize) {
-    if COUNTED.try_with(Cell::get).unwrap_or(false) {
-        HELD.fetch_add(len, Ordering::SeqCst);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        count(len as isize - layout.size() as isize);
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(pointer, layout, len) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::support::Deflate;
+use crate::support::Link;
+use crate::support::Probe;
+use crate::support::Running;
+use crate::support::Settings;
+use crate::support::World;
+use crate::support::deflate::json;
+use crate::support::request_with;
 
 /// Connections that have each exchanged a compressed message.
 fn open(server: &Running, takeover: bool, count: usize) -> Vec<Link> {
@@ -83,8 +34,7 @@ fn open(server: &Running, takeover: bool, count: usize) -> Vec<Link> {
 /// What each of so many connections holds that are idle again.
 fn held(compression: Compression) -> (usize, usize) {
     const COUNT: usize = 64;
-    let probe = Probe::echo().on_open(|_| COUNTED.set(true));
-    let mut probe = probe;
+    let mut probe = Probe::echo();
     probe.record_messages = false;
     let settings = Settings {
         base: Route::default().compression(compression),
@@ -94,9 +44,9 @@ fn held(compression: Compression) -> (usize, usize) {
     let takeover = compression != Compression::Shared;
     // What all share is there, and room for the next.
     let first = open(&server, takeover, COUNT);
-    let before = HELD.load(Ordering::SeqCst);
+    let before = server.memory.held();
     let more = open(&server, takeover, COUNT);
-    let after = HELD.load(Ordering::SeqCst);
+    let after = server.memory.held();
     let granted = server
         .wait_metrics(|m| m.opened == 2 * COUNT as u64)
         .takeover;
@@ -105,7 +55,6 @@ fn held(compression: Compression) -> (usize, usize) {
     (each, granted as usize / (2 * COUNT))
 }
 
-/// One test, for the count is that of the process.
 #[test]
 fn each_mode_holds_what_the_documentation_says() {
     // A slot, and what a slab that grows has besides.

@@ -5,10 +5,12 @@
 #[macro_use]
 mod support;
 
+mod allocations;
 mod client;
 mod client_role;
 mod deflate;
 mod deflate_client;
+mod deflate_memory;
 mod documentation;
 mod drain;
 mod embedding;
