@@ -205,8 +205,9 @@ pub trait Backend {
     /// Stands for a socket that could not be made: calls on it fail, or do nothing.
     const NO_SOCKET: Self::Socket;
 
-    /// How many receives are worth to be made at once. With one, each gets the whole buffer.
-    const RECV_BATCH: usize;
+    /// How many receives one system call makes; `None` if each receive and each send is a call of
+    /// its own.
+    fn recv_batch(&self) -> Option<usize>;
 
     /// Time since the backend was made.
     fn now(&self) -> Duration;

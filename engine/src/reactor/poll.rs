@@ -128,8 +128,10 @@ impl Backend for PollBackend {
 
     const NO_SOCKET: RawFd = -1;
 
-    // One receive after the other, each into the same hot buffer.
-    const RECV_BATCH: usize = 1;
+    #[inline]
+    fn recv_batch(&self) -> Option<usize> {
+        None
+    }
 
     fn now(&self) -> Duration {
         self.start.elapsed()

@@ -115,6 +115,8 @@ struct Pipe {
 struct Net {
     chance: Chance,
     faults: Faults,
+    /// As a completion backend has it, or none, as one of readiness.
+    recv_batch: Option<usize>,
     now: Duration,
     pipes: Vec<Pipe>,
     /// Those that the server has registered and not closed.
@@ -143,11 +145,13 @@ pub struct SimClient {
 pub struct SimBackend(Rc<RefCell<Net>>);
 
 impl SimNet {
-    /// An empty network.
+    /// An empty network. With an even seed several receives are one call, as on io_uring, with an odd
+    /// one each is a call of its own, as on epoll.
     pub fn new(seed: u64, faults: Faults) -> Self {
         Self(Rc::new(RefCell::new(Net {
             chance: Chance::new(seed),
             faults,
+            recv_batch: seed.is_multiple_of(2).then_some(4),
             now: Duration::ZERO,
             pipes: Vec::new(),
             active: Vec::new(),
@@ -390,7 +394,9 @@ impl Backend for SimBackend {
 
     const NO_SOCKET: usize = usize::MAX;
 
-    const RECV_BATCH: usize = 4;
+    fn recv_batch(&self) -> Option<usize> {
+        self.0.borrow().recv_batch
+    }
 
     fn now(&self) -> Duration {
         self.0.borrow().now

@@ -112,7 +112,8 @@ struct Slot<S, D> {
     ready: bool,
     /// The peer has closed its side, or the connection broke: reads go on until they say so.
     hangup: bool,
-    /// The last read filled its slot: the next one gets the whole buffer.
+    /// The last read filled its slot, or was too long to be one of many: the next one gets the whole
+    /// buffer, alone.
     large: bool,
     /// In the list of connections whose peers have been silent for too long, and still so.
     silent: bool,

@@ -30,6 +30,15 @@ use super::Worker;
 /// frame: that takes less time than a turn's worth of short messages.
 const PAYLOAD_TURNS: usize = 4;
 
+/// Connections that are received from before they are called, where calls are made one by one: each
+/// finds the kernel's code, and the handler's, in the cache.
+const TURN_BATCH_MAX: usize = 32;
+
+/// What many such receives find at a time; one of more is dealt with while it is in the nearest cache.
+const SHORT_LEN_MAX: usize = 2048;
+
+const CACHE_LINE_LEN: usize = 64;
+
 /// Pieces of output that one call sends.
 const BATCH_SLICES_MAX: usize = 4 * SEND_BATCH;
 
@@ -46,14 +55,22 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.buffer = buffer;
     }
 
+    /// What a receive gets where several are made before their connections are called.
+    fn slot_len(&self) -> usize {
+        HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN)
+    }
+
     /// Receives for the first of the `remaining` ready connections; says for how many.
     fn receive_batch(&mut self, remaining: usize, buffer: &mut [u8]) -> usize {
-        if B::RECV_BATCH == 1 || remaining == 1 {
+        if remaining == 1 {
             return self.receive_one(buffer);
         }
+        let Some(together) = self.backend.recv_batch() else {
+            return self.receive_in_turn(remaining, buffer);
+        };
         let mut batch: ArrayVec<(Key, B::Socket), RECV_BATCH_MAX> = ArrayVec::new();
         let mut taken = 0;
-        while taken < B::RECV_BATCH.min(RECV_BATCH_MAX).min(remaining) {
+        while taken < together.min(RECV_BATCH_MAX).min(remaining) {
             let Some(&key) = self.ready.front() else {
                 break;
             };
@@ -67,16 +84,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
             self.ready.pop_front();
             taken += 1;
-            if let Some(slot) = slot {
-                slot.ready = false;
-                slot.parked = slot.conn.is_parked();
-                if !slot.parked {
-                    batch.push((key, slot.socket));
-                }
+            if let Some(socket) = slot.and_then(Slot::begin_receive) {
+                batch.push((key, socket));
             }
         }
         self.note_waited(batch.len());
-        let slot_len = HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN);
+        let slot_len = self.slot_len();
         let mut results: ArrayVec<io::Result<usize>, RECV_BATCH_MAX> = ArrayVec::new();
         {
             let mut ops: ArrayVec<RecvOp<'_, B::Socket>, RECV_BATCH_MAX> = ArrayVec::new();
@@ -98,6 +111,47 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         taken
     }
 
+    /// Receives for the first of the `remaining` ready connections one by one, each behind the last
+    /// one's bytes, and then calls them all; says for how many.
+    fn receive_in_turn(&mut self, remaining: usize, buffer: &mut [u8]) -> usize {
+        let slot_len = self.slot_len();
+        let mut batch: ArrayVec<(Key, usize, io::Result<usize>), TURN_BATCH_MAX> = ArrayVec::new();
+        let (mut taken, mut start) = (0, 0);
+        while taken < remaining && !batch.is_full() && start + slot_len <= buffer.len() {
+            let Some(&key) = self.ready.front() else {
+                break;
+            };
+            let slot = self.conns.get_mut(key);
+            if slot.as_ref().is_some_and(|slot| slot.large) {
+                // One that sends much gets the whole buffer for itself.
+                if taken == 0 {
+                    return self.receive_one(buffer);
+                }
+                break;
+            }
+            self.ready.pop_front();
+            taken += 1;
+            let Some(socket) = slot.and_then(Slot::begin_receive) else {
+                continue;
+            };
+            self.note_waited(1);
+            let mut op = RecvOp {
+                socket,
+                buffer: &mut buffer[start + HEADROOM..start + slot_len],
+                result: Ok(0),
+            };
+            self.backend.recv_many(slice::from_mut(&mut op));
+            let result = op.result;
+            let len = result.as_ref().map_or(0, |len| *len);
+            batch.push((key, start, result));
+            start += HEADROOM + len.next_multiple_of(CACHE_LINE_LEN);
+        }
+        for (key, start, result) in batch {
+            self.handle_received(key, result, &mut buffer[start..start + slot_len]);
+        }
+        taken
+    }
+
     /// Receives for the first of the ready connections, into the whole buffer.
     #[inline]
     fn receive_one(&mut self, buffer: &mut [u8]) -> usize {
@@ -107,12 +161,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let Some(slot) = self.conns.get_mut(key) else {
             return 1;
         };
-        slot.ready = false;
-        slot.parked = slot.conn.is_parked();
-        if slot.parked {
+        let Some(socket) = slot.begin_receive() else {
             return 1;
-        }
-        let socket = slot.socket;
+        };
         let turn_len = self.env.limits().turn_len_max;
         // The rest of a long payload is copied, and no callback is called before its end.
         let rest_len = slot.conn.payload_remaining(&self.env);
@@ -149,8 +200,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 self.env.metrics.bytes_received.add(len as u64);
                 self.deliver(key, |conn, env, sink| conn.receive(buffer, len, env, sink));
                 if let Some(slot) = self.conns.get_mut(key) {
-                    slot.large = len == buffer.len() - HEADROOM;
-                    let more = slot.large || slot.hangup;
+                    let filled = len == buffer.len() - HEADROOM;
+                    let alone = len > SHORT_LEN_MAX && self.backend.recv_batch().is_none();
+                    slot.large = filled || alone;
+                    let more = filled || slot.hangup;
                     if more && !mem::replace(&mut slot.ready, true) {
                         self.ready.push_back(key);
                     }
@@ -201,8 +254,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     fn flush_all(&mut self) {
         let mut touched = mem::take(&mut self.touched);
-        for keys in touched.chunks(SEND_BATCH) {
-            self.flush_batch(keys);
+        if self.backend.recv_batch().is_some() {
+            for keys in touched.chunks(SEND_BATCH) {
+                self.flush_batch(keys);
+            }
+        } else {
+            for &key in &touched {
+                self.flush_one(key);
+            }
         }
         // What came meanwhile waits for the next flush.
         touched.clear();
@@ -351,7 +410,15 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 }
 
-impl<S, D> Slot<S, D> {
+impl<S: Copy, D> Slot<S, D> {
+    /// What to receive from, if anything may be received now.
+    #[inline]
+    fn begin_receive(&mut self) -> Option<S> {
+        self.ready = false;
+        self.parked = self.conn.is_parked();
+        (!self.parked).then_some(self.socket)
+    }
+
     /// The common case of a send: the kernel took all there was, and nothing else is to be done.
     #[inline]
     fn handle_all_sent(&mut self, result: &io::Result<usize>, env: &mut Env) -> bool {

@@ -542,7 +542,10 @@ impl Backend for UringBackend {
         ring: NO_RING,
     };
 
-    const RECV_BATCH: usize = 16;
+    #[inline]
+    fn recv_batch(&self) -> Option<usize> {
+        Some(16)
+    }
 
     fn now(&self) -> Duration {
         self.start.elapsed()
