@@ -87,6 +87,12 @@ const _: () = assert!(HEADERS_LEN >= 14 && HEADERS_LEN >= 5 + 256);
 
 const RECV_BATCH_MAX: usize = 16;
 
+/// Connections that are received from before they are called, where calls are made one by one: each
+/// finds the kernel's code, and the handler's, in the cache.
+const TURN_BATCH_MAX: usize = 32;
+
+const _: () = assert!(RECV_BATCH_MAX <= TURN_BATCH_MAX);
+
 /// The thread's receive buffer.
 const RECEIVE_BUFFER_LEN: usize = RECV_BATCH_MAX * RECEIVE_SLOT_LEN;
 
@@ -183,7 +189,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         remote.mailbox(number).start(backend.waker(), timed);
         env.metrics = Arc::clone(remote.recorder(number));
         // What one batch of receives can be answered with.
-        env.pool.warm(RECV_BATCH_MAX);
+        env.pool.warm(TURN_BATCH_MAX);
         let accepts = AcceptBudget::new(env.accept_rate_max);
         let mut worker = Self {
             now: backend.now(),

@@ -24,15 +24,12 @@ use super::RECEIVE_SLOT_LEN;
 use super::RECV_BATCH_MAX;
 use super::SEND_BATCH;
 use super::Slot;
+use super::TURN_BATCH_MAX;
 use super::Worker;
 
 /// How many times as long as other turns one may be that receives nothing but the payload of one
 /// frame: that takes less time than a turn's worth of short messages.
 const PAYLOAD_TURNS: usize = 4;
-
-/// Connections that are received from before they are called, where calls are made one by one: each
-/// finds the kernel's code, and the handler's, in the cache.
-const TURN_BATCH_MAX: usize = 32;
 
 /// What many such receives find at a time; one of more is dealt with while it is in the nearest cache.
 const SHORT_LEN_MAX: usize = 2048;

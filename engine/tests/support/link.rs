@@ -1,6 +1,7 @@
 //! A client that sends whatever bytes it is told to.
 
 use std::cell::RefCell;
+use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
@@ -210,13 +211,13 @@ impl Link {
     fn fill(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
         match &mut self.end {
-            End::Live(stream) => match stream.read(&mut buffer) {
+            End::Live(stream) => match retry_interrupted(|| stream.read(&mut buffer)) {
                 Ok(0) => false,
                 Ok(len) => {
                     self.take(&buffer[..len]);
                     true
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     panic!("reset by the server: what it had sent may be lost")
                 }
                 Err(error) => panic!("nothing came: {error}"),
@@ -255,7 +256,7 @@ impl Link {
         if let End::Live(stream) = &mut self.end {
             let mut bytes = Vec::new();
             match stream.read_to_end(&mut bytes) {
-                Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
                     panic!("nothing came: {error}")
                 }
                 _ => return bytes,
@@ -453,6 +454,16 @@ impl Link {
                 socket.set_linger(Some(Duration::ZERO)).unwrap();
             }
             End::Sim(client, _) => client.reset(),
+        }
+    }
+}
+
+/// A process that is stopped and goes on has its reads with a time-out interrupted.
+fn retry_interrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }
