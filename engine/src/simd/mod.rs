@@ -91,15 +91,15 @@ impl Utf8State {
     /// The state after `bytes` that followed this state and were found valid, but for a last
     /// byte that nothing has followed yet: then their length, if that byte leads nothing.
     #[inline]
-    fn advance(self, bytes: &[u8]) -> Result<Self, usize> {
+    fn advance(self, bytes: &[u8]) -> Outcome {
         if matches!(bytes.last(), Some(0xC0 | 0xC1 | 0xF5..)) {
-            return Err(bytes.len());
+            return Outcome::bad_within(bytes.len());
         }
         let tail = &bytes[bytes.len().saturating_sub(3)..];
         let last = tail
             .iter()
             .fold(self.pending, |last, &byte| last << 8 | u32::from(byte));
-        Ok(Self::after(last))
+        Outcome::valid(Self::after(last))
     }
 }
 
@@ -166,15 +166,49 @@ pub fn to_str(bytes: &[u8]) -> Option<&str> {
         .then(|| unsafe { core::str::from_utf8_unchecked(bytes) })
 }
 
+/// What a kernel found, as two registers return it.
+#[derive(Clone, Copy)]
+struct Outcome {
+    /// Zero, or a length such that the first bad byte lies in that much of the piece.
+    bad_within: usize,
+    state: Utf8State,
+}
+
+impl Outcome {
+    #[inline]
+    fn valid(state: Utf8State) -> Self {
+        Self {
+            bad_within: 0,
+            state,
+        }
+    }
+
+    #[inline]
+    fn bad_within(len: usize) -> Self {
+        Self {
+            bad_within: len,
+            state: Utf8State::default(),
+        }
+    }
+
+    /// Finds the first bad byte of a piece that followed `before`.
+    #[inline]
+    fn locate(self, bytes: &[u8], before: Utf8State) -> Result<Utf8State, Utf8Error> {
+        match self.bad_within {
+            0 => Ok(self.state),
+            len => Err(locate(&bytes[..len], before)),
+        }
+    }
+}
+
 /// One instruction set's kernels.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     name: &'static str,
     unmask: fn(&mut [u8], MaskKey),
-    /// On failure: a length such that the first bad byte lies in that much of the piece.
-    validate: fn(&[u8], Utf8State) -> Result<Utf8State, usize>,
-    /// As `validate`; that much of the piece is unmasked.
-    unmask_validate: fn(&mut [u8], MaskKey, Utf8State) -> Result<Utf8State, usize>,
+    validate: fn(&[u8], Utf8State) -> Outcome,
+    /// As `validate`; as much of the piece as the bad byte lies in is unmasked.
+    unmask_validate: fn(&mut [u8], MaskKey, Utf8State) -> Outcome,
 }
 
 impl core::fmt::Debug for Kernels {
@@ -251,7 +285,7 @@ impl Kernels {
     /// The first bad byte.
     #[inline]
     pub fn validate(&self, bytes: &[u8], state: Utf8State) -> Result<Utf8State, Utf8Error> {
-        (self.validate)(bytes, state).map_err(|len| locate(&bytes[..len], state))
+        (self.validate)(bytes, state).locate(bytes, state)
     }
 
     /// See [`unmask_validate`].
@@ -265,7 +299,7 @@ impl Kernels {
         key: MaskKey,
         state: Utf8State,
     ) -> Result<Utf8State, Utf8Error> {
-        (self.unmask_validate)(bytes, key, state).map_err(|len| locate(&bytes[..len], state))
+        (self.unmask_validate)(bytes, key, state).locate(bytes, state)
     }
 }
 

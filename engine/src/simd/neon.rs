@@ -4,6 +4,7 @@ use core::arch::aarch64::*;
 
 use super::Kernels;
 use super::MaskKey;
+use super::Outcome;
 use super::Utf8State;
 use super::vector;
 use super::vector::Vector;
@@ -20,14 +21,26 @@ fn unmask(bytes: &mut [u8], key: MaskKey) {
     unsafe { vector::unmask::<uint8x16_t>(bytes, key) }
 }
 
-fn validate(bytes: &[u8], state: Utf8State) -> Result<Utf8State, usize> {
-    // SAFETY: NEON is part of the AArch64 baseline.
-    unsafe { vector::validate::<uint8x16_t>(bytes, state) }
+fn validate(bytes: &[u8], state: Utf8State) -> Outcome {
+    // SAFETY: NEON is part of the AArch64 baseline; `offset` is a length of a part of `bytes`.
+    unsafe {
+        let offset = vector::ascii_len::<uint8x16_t>(bytes, state);
+        if offset == bytes.len() && state.is_complete() {
+            return Outcome::valid(state);
+        }
+        vector::validate_from::<uint8x16_t>(bytes, offset, state)
+    }
 }
 
-fn unmask_validate(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Result<Utf8State, usize> {
-    // SAFETY: NEON is part of the AArch64 baseline.
-    unsafe { vector::unmask_validate::<uint8x16_t>(bytes, key, state) }
+fn unmask_validate(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Outcome {
+    // SAFETY: as in `validate`.
+    unsafe {
+        let offset = vector::unmask_ascii::<uint8x16_t>(bytes, key, state);
+        if offset == bytes.len() && state.is_complete() {
+            return Outcome::valid(state);
+        }
+        vector::unmask_validate_from::<uint8x16_t>(bytes, offset, key, state)
+    }
 }
 
 /// One method: its body is intrinsics of the instruction set.
@@ -49,6 +62,7 @@ macro_rules! method {
 // SAFETY: every method is the named intrinsic operation on 16 bytes.
 unsafe impl Vector for uint8x16_t {
     const LEN: usize = 16;
+    type Half = Self;
     method! {
         fn splat(byte: u8) -> Self { vdupq_n_u8(byte) }
         fn splat_u32(word: u32) -> Self { vreinterpretq_u8_u32(vdupq_n_u32(word)) }

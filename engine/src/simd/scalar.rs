@@ -2,6 +2,7 @@
 
 use super::Kernels;
 use super::MaskKey;
+use super::Outcome;
 use super::Utf8State;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -41,14 +42,14 @@ fn wide(key: MaskKey) -> u64 {
     u64::from(key.0) | u64::from(key.0) << 32
 }
 
-fn validate(bytes: &[u8], state: Utf8State) -> Result<Utf8State, usize> {
+fn validate(bytes: &[u8], state: Utf8State) -> Outcome {
     match first_bad(bytes, state) {
-        Some(offset) => Err(offset + 1),
+        Some(offset) => Outcome::bad_within(offset + 1),
         None => state.advance(bytes),
     }
 }
 
-fn unmask_validate(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Result<Utf8State, usize> {
+fn unmask_validate(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Outcome {
     unmask(bytes, key);
     validate(bytes, state)
 }

@@ -19,6 +19,118 @@ fn each_kernel(mut test: impl FnMut(&Kernels)) {
     assert!(count > 0);
     #[cfg(any(target_arch = "aarch64", target_feature = "ssse3"))]
     assert!(count > 1, "no vector kernel was tested");
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+    test(&wide::KERNELS);
+}
+
+/// Registers of 64 bytes made of arrays, whatever the CPU has: so the algorithms are tested in every
+/// length.
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "said once, for the module"
+)]
+#[allow(clippy::multiple_unsafe_ops_per_block, reason = "as in the kernels")]
+mod wide {
+    // SAFETY, of all that is unsafe here: arrays need no instruction set, and callers keep the
+    // contract of `Vector` for pointers.
+
+    use core::array;
+
+    use super::super::Kernels;
+    use super::super::MaskKey;
+    use super::super::Outcome;
+    use super::super::Utf8State;
+    use super::super::vector;
+    use super::super::vector::Vector;
+
+    pub(super) static KERNELS: Kernels = Kernels {
+        name: "arrays",
+        unmask,
+        validate,
+        unmask_validate,
+    };
+
+    fn unmask(bytes: &mut [u8], key: MaskKey) {
+        unsafe { vector::unmask::<Bytes<64>>(bytes, key) }
+    }
+
+    fn validate(bytes: &[u8], state: Utf8State) -> Outcome {
+        unsafe {
+            let offset = vector::ascii_len::<Bytes<64>>(bytes, state);
+            vector::validate_from::<Bytes<64>>(bytes, offset, state)
+        }
+    }
+
+    fn unmask_validate(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Outcome {
+        unsafe {
+            let offset = vector::unmask_ascii::<Bytes<64>>(bytes, key, state);
+            vector::unmask_validate_from::<Bytes<64>>(bytes, offset, key, state)
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct Bytes<const LEN: usize>([u8; LEN]);
+
+    impl<const LEN: usize> Bytes<LEN> {
+        fn zip(self, other: Self, f: impl Fn(u8, u8) -> u8) -> Self {
+            Self(array::from_fn(|index| f(self.0[index], other.0[index])))
+        }
+    }
+
+    macro_rules! vector {
+        ($($len:literal, $half:literal;)*) => {
+            $(unsafe impl Vector for Bytes<$len> {
+                const LEN: usize = $len;
+                type Half = Bytes<$half>;
+                unsafe fn splat(byte: u8) -> Self {
+                    Self([byte; $len])
+                }
+                unsafe fn splat_u32(word: u32) -> Self {
+                    Self(array::from_fn(|index| word.to_ne_bytes()[index % 4]))
+                }
+                unsafe fn table(table: &[u8; 16]) -> Self {
+                    Self(array::from_fn(|index| table[index % 16]))
+                }
+                unsafe fn load(from: *const u8) -> Self {
+                    Self(unsafe { from.cast::<[u8; $len]>().read_unaligned() })
+                }
+                unsafe fn store(self, to: *mut u8) {
+                    unsafe { to.cast::<[u8; $len]>().write_unaligned(self.0) }
+                }
+                unsafe fn xor(self, other: Self) -> Self {
+                    self.zip(other, |a, b| a ^ b)
+                }
+                unsafe fn or(self, other: Self) -> Self {
+                    self.zip(other, |a, b| a | b)
+                }
+                unsafe fn and(self, other: Self) -> Self {
+                    self.zip(other, |a, b| a & b)
+                }
+                unsafe fn saturating_sub(self, other: Self) -> Self {
+                    self.zip(other, u8::saturating_sub)
+                }
+                unsafe fn high_nibbles(self) -> Self {
+                    Self(self.0.map(|byte| byte >> 4))
+                }
+                unsafe fn look_up(self, table: Self) -> Self {
+                    Self(self.0.map(|index| table.0[usize::from(index)]))
+                }
+                unsafe fn previous<const N: i32>(self, before: Self) -> Self {
+                    let stream = [before.0, self.0].concat();
+                    Self(array::from_fn(|index| stream[$len + index - N as usize]))
+                }
+                unsafe fn is_zero(self) -> bool {
+                    self.0.iter().all(|&byte| byte == 0)
+                }
+                unsafe fn is_ascii(self) -> bool {
+                    self.0.is_ascii()
+                }
+            })*
+        };
+    }
+
+    vector!(64, 32; 32, 16; 16, 16;);
 }
 
 fn noise(len: usize, mut seed: u64) -> Vec<u8> {
@@ -169,6 +281,8 @@ fn utf8_equals_std_for_every_sequence_of_edge_bytes_at_every_place() {
     };
     let step = if cfg!(miri) { 97 } else { 1 };
     each_kernel(|kernels| {
+        // Arrays take a hundred times as long.
+        let step = if kernels.name() == "arrays" { 97 } else { step };
         for &place in places {
             let mut bytes = [b'.'; 70];
             for number in (0..EDGES.len().pow(4)).step_by(step) {
@@ -199,7 +313,7 @@ fn utf8_equals_std_for_all_lengths_and_cut_points() {
 
 #[test]
 fn utf8_equals_std_with_one_byte_altered_anywhere() {
-    let len = if cfg!(miri) { 20 } else { 150 };
+    let len = if cfg!(miri) { 20 } else { 300 };
     let base = text(len, 77);
     each_kernel(|kernels| {
         for place in 0..len {
@@ -207,6 +321,41 @@ fn utf8_equals_std_with_one_byte_altered_anywhere() {
                 let mut bytes = base.clone();
                 bytes[place] = byte;
                 check(kernels, &bytes);
+            }
+        }
+    });
+}
+
+/// What comes before the first character that is not ASCII is unmasked when it is looked at.
+#[test]
+fn utf8_equals_std_with_one_character_anywhere_in_ascii() {
+    let len_max = if cfg!(miri) { 40 } else { 300 };
+    let key = MaskKey::new(KEY);
+    each_kernel(|kernels| {
+        for len in 4..=len_max {
+            for place in 0..=len - 4 {
+                for (character, is_valid) in [("😀".as_bytes(), true), (b"\xF0\x9F\x98.", false)]
+                {
+                    let mut bytes = vec![b'.'; len];
+                    bytes[place..place + 4].copy_from_slice(character);
+                    let mut masked = bytes.clone();
+                    scalar::unmask(&mut masked, key);
+                    let got = kernels.unmask_validate(&mut masked, key, Utf8State::default());
+                    let offset = place + 3;
+                    let want = is_valid.then_some(true).ok_or(Utf8Error { offset });
+                    assert_eq!(
+                        got.map(Utf8State::is_complete),
+                        want,
+                        "{kernels:?} {len} {place}"
+                    );
+                    assert!(!is_valid || masked == bytes, "{kernels:?} {len} {place}");
+                    let got = kernels.validate(&bytes, Utf8State::default());
+                    assert_eq!(
+                        got.map(Utf8State::is_complete),
+                        want,
+                        "{kernels:?} {len} {place}"
+                    );
+                }
             }
         }
     });

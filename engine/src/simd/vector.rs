@@ -8,6 +8,7 @@
 //! of the kernel that calls it.
 
 use super::MaskKey;
+use super::Outcome;
 use super::Utf8State;
 use super::scalar;
 
@@ -20,6 +21,9 @@ use super::scalar;
 #[allow(clippy::missing_safety_doc, reason = "said once, for the trait")]
 pub(super) unsafe trait Vector: Copy {
     const LEN: usize;
+    /// A register of half the length, for what is short; itself where there is none.
+    type Half: Vector;
+    const HAS_HALF: bool = Self::Half::LEN < Self::LEN;
     unsafe fn splat(byte: u8) -> Self;
     unsafe fn splat_u32(word: u32) -> Self;
     /// The table in every 16-byte lane.
@@ -67,11 +71,6 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn previous<const N: i32>(self, before: Self) -> Self;
     unsafe fn is_zero(self) -> bool;
     unsafe fn is_ascii(self) -> bool;
-    /// XORs fewer than `LEN` bytes with the key.
-    #[inline(always)]
-    unsafe fn unmask_short(bytes: &mut [u8], key: MaskKey) {
-        scalar::unmask(bytes, key);
-    }
 }
 
 const VECTOR_LEN_MAX: usize = 64;
@@ -82,8 +81,11 @@ const VECTOR_LEN_MAX: usize = 64;
 pub(super) unsafe fn unmask<V: Vector>(bytes: &mut [u8], key: MaskKey) {
     let len = bytes.len();
     if len < V::LEN {
-        // SAFETY: the CPU has the instruction set (contract).
-        return unsafe { V::unmask_short(bytes, key) };
+        if !V::HAS_HALF {
+            return scalar::unmask(bytes, key);
+        }
+        // SAFETY: a CPU that has the longer registers has the shorter ones (contract).
+        return unsafe { unmask::<V::Half>(bytes, key) };
     }
     let start = bytes.as_mut_ptr();
     // SAFETY: the CPU has the instruction set (contract). `last` is in bounds because
@@ -115,65 +117,78 @@ pub(super) unsafe fn unmask<V: Vector>(bytes: &mut [u8], key: MaskKey) {
     }
 }
 
+/// How much of the front of `bytes`, which follow `state`, is ASCII: some vectors, or all of it.
+///
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-pub(super) unsafe fn validate<V: Vector>(
-    bytes: &[u8],
-    state: Utf8State,
-) -> Result<Utf8State, usize> {
+pub(super) unsafe fn ascii_len<V: Vector>(bytes: &[u8], state: Utf8State) -> usize {
+    if !state.is_complete() {
+        return 0;
+    }
     let start = bytes.as_ptr().cast_mut();
     // SAFETY: the CPU has the instruction set (contract), the slice is readable for its
-    // length, and `scan` writes only where `MASKED`.
-    match unsafe { scan::<V, false>(start, bytes.len(), 0, state)? } {
-        true => Ok(Utf8State::default()),
-        false => state.advance(bytes),
-    }
+    // length, and nothing is written unless `MASKED`.
+    unsafe { ascii_prefix::<V, false>(start, bytes.len(), MaskKey::default()) }
 }
 
+/// As [`ascii_len`] of masked bytes, of which so many are unmasked.
+///
 /// # Safety
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-pub(super) unsafe fn unmask_validate<V: Vector>(
+pub(super) unsafe fn unmask_ascii<V: Vector>(
     bytes: &mut [u8],
     key: MaskKey,
     state: Utf8State,
-) -> Result<Utf8State, usize> {
-    let start = bytes.as_mut_ptr();
+) -> usize {
+    if !state.is_complete() {
+        return 0;
+    }
     // SAFETY: the CPU has the instruction set (contract), and the slice is readable and
     // writable for its length.
-    match unsafe { scan::<V, true>(start, bytes.len(), key.0, state)? } {
-        true => Ok(Utf8State::default()),
-        false => state.advance(bytes),
+    unsafe { ascii_prefix::<V, true>(bytes.as_mut_ptr(), bytes.len(), key) }
+}
+
+/// Checks `bytes`, which follow `state`, and of which the first `offset` are known to be ASCII.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; `offset <= bytes.len()`, and zero unless `state` is
+/// complete.
+#[inline(always)]
+pub(super) unsafe fn validate_from<V: Vector>(
+    bytes: &[u8],
+    offset: usize,
+    state: Utf8State,
+) -> Outcome {
+    let start = bytes.as_ptr().cast_mut();
+    // SAFETY: the CPU has the instruction set, and `offset` is in bounds (contract); the slice is
+    // readable for its length, and nothing is written unless `MASKED`.
+    match unsafe { check_from::<V, false>(start, offset, bytes.len(), MaskKey::default(), state) } {
+        Ok(true) => Outcome::valid(Utf8State::default()),
+        Ok(false) => state.advance(bytes),
+        Err(len) => Outcome::bad_within(len),
     }
 }
 
-/// Says whether it ends at a character boundary. Where it does not, its last byte has yet to be
-/// looked at: it may be one that leads nothing.
+/// As [`validate_from`] of masked bytes, of which the first `offset` are unmasked.
 ///
 /// # Safety
-/// The CPU has the instruction set of `V`; `start` points to `len` readable bytes, writable
-/// where `MASKED`.
+/// That of [`validate_from`].
 #[inline(always)]
-unsafe fn scan<V: Vector, const MASKED: bool>(
-    start: *mut u8,
-    len: usize,
-    key: u32,
+pub(super) unsafe fn unmask_validate_from<V: Vector>(
+    bytes: &mut [u8],
+    offset: usize,
+    key: MaskKey,
     state: Utf8State,
-) -> Result<bool, usize> {
-    const { assert!(V::LEN <= VECTOR_LEN_MAX) };
-    // SAFETY: the CPU has the instruction set, and the pointer is good for `len` bytes
-    // (contract); what `ascii_prefix` has taken is at most that.
-    unsafe {
-        let mask = V::splat_u32(key);
-        let mut offset = 0;
-        if state.is_complete() {
-            offset = ascii_prefix::<V, MASKED>(start, len, mask);
-            if offset == len {
-                return Ok(true);
-            }
-        }
-        check_from::<V, MASKED>(start, offset, len, mask, state)
+) -> Outcome {
+    let start = bytes.as_mut_ptr();
+    // SAFETY: the CPU has the instruction set, and `offset` is in bounds (contract); the slice is
+    // readable and writable for its length.
+    match unsafe { check_from::<V, true>(start, offset, bytes.len(), key, state) } {
+        Ok(true) => Outcome::valid(Utf8State::default()),
+        Ok(false) => state.advance(bytes),
+        Err(len) => Outcome::bad_within(len),
     }
 }
 
@@ -181,17 +196,55 @@ unsafe fn scan<V: Vector, const MASKED: bool>(
 /// behind it is not changed.
 ///
 /// # Safety
-/// That of [`scan`].
+/// The CPU has the instruction set of `V`; `start` points to `len` readable bytes, writable
+/// where `MASKED`.
 #[inline(always)]
 unsafe fn ascii_prefix<V: Vector, const MASKED: bool>(
     start: *mut u8,
     len: usize,
-    mask: V,
+    key: MaskKey,
 ) -> usize {
+    if len < V::LEN {
+        // SAFETY: that of this function; a CPU that has the longer registers has the shorter ones.
+        return unsafe {
+            match V::HAS_HALF {
+                true => ascii_prefix::<V::Half, MASKED>(start, len, key),
+                false => ascii_short::<MASKED>(start, len, key),
+            }
+        };
+    }
     let mut offset = 0;
     // SAFETY: the CPU has the instruction set (contract). Vectors are loaded and stored only at
-    // offsets with `offset + V::LEN <= len`, and a part of one only of what is left.
+    // offsets with `offset + V::LEN <= len`: of two at each end there are more than two.
     unsafe {
+        let mask = V::splat_u32(key.0);
+        // As in `unmask`, the last vector overlaps the one before it.
+        let end = start.add(len - V::LEN);
+        let last = load_at::<V, MASKED>(start, len - V::LEN, 0, key);
+        if len <= 4 * V::LEN {
+            // What is short has no loop: two vectors, or two at each end.
+            let a = load_at::<V, MASKED>(start, 0, 0, key);
+            if len <= 2 * V::LEN {
+                if !a.or(last).is_ascii() {
+                    return 0;
+                }
+            } else {
+                let b = load_at::<V, MASKED>(start, V::LEN, 0, key);
+                let c = load_at::<V, MASKED>(start, len - 2 * V::LEN, 0, key);
+                if !a.or(b).or(c.or(last)).is_ascii() {
+                    return 0;
+                }
+                if MASKED {
+                    b.store(start.add(V::LEN));
+                    c.store(start.add(len - 2 * V::LEN));
+                }
+            }
+            if MASKED {
+                a.store(start);
+                last.store(end);
+            }
+            return len;
+        }
         while offset + 4 * V::LEN <= len {
             let at = start.add(offset);
             let mut a = V::load(at);
@@ -212,7 +265,23 @@ unsafe fn ascii_prefix<V: Vector, const MASKED: bool>(
             }
             offset += 4 * V::LEN;
         }
-        while offset + V::LEN <= len {
+        if offset + 2 * V::LEN <= len {
+            let at = start.add(offset);
+            let mut a = V::load(at);
+            let mut b = V::load(at.add(V::LEN));
+            if MASKED {
+                (a, b) = (a.xor(mask), b.xor(mask));
+            }
+            if !a.or(b).is_ascii() {
+                return offset;
+            }
+            if MASKED {
+                a.store(at);
+                b.store(at.add(V::LEN));
+            }
+            offset += 2 * V::LEN;
+        }
+        if offset + V::LEN <= len {
             let at = start.add(offset);
             let mut a = V::load(at);
             if MASKED {
@@ -227,64 +296,121 @@ unsafe fn ascii_prefix<V: Vector, const MASKED: bool>(
             offset += V::LEN;
         }
         if offset < len {
-            let (at, rest) = (start.add(offset), len - offset);
-            let mut a = V::load_part(at, rest);
-            if MASKED {
-                a = a.xor(mask).front(rest);
-            }
-            if !a.is_ascii() {
+            if !last.is_ascii() {
                 return offset;
             }
             if MASKED {
-                a.store_part(at, rest);
+                last.store(end);
             }
         }
     }
     len
 }
 
-/// Checks what lies from `offset` on, where `state` has been left; as [`scan`].
+/// [`ascii_prefix`] of fewer than 16 bytes: all of them or none.
 ///
 /// # Safety
-/// That of [`scan`]; `offset < len` or both are zero.
+/// `start` points to `len < 16` readable bytes, writable where `MASKED`.
+#[inline(always)]
+unsafe fn ascii_short<const MASKED: bool>(start: *mut u8, len: usize, key: MaskKey) -> usize {
+    // SAFETY: whatever is read or written lies within `len` bytes (each branch has as many).
+    unsafe {
+        if len >= 8 {
+            let end = start.add(len - 8);
+            let wide = |key: MaskKey| u64::from(key.0) | u64::from(key.0) << 32;
+            let first = start.cast::<u64>().read_unaligned() ^ wide(key);
+            let last = end.cast::<u64>().read_unaligned() ^ wide(key.advance(len - 8));
+            if (first | last) & 0x8080_8080_8080_8080 != 0 {
+                return 0;
+            }
+            if MASKED {
+                start.cast::<u64>().write_unaligned(first);
+                end.cast::<u64>().write_unaligned(last);
+            }
+        } else if len >= 4 {
+            let end = start.add(len - 4);
+            let first = start.cast::<u32>().read_unaligned() ^ key.0;
+            let last = end.cast::<u32>().read_unaligned() ^ key.advance(len - 4).0;
+            if (first | last) & 0x8080_8080 != 0 {
+                return 0;
+            }
+            if MASKED {
+                start.cast::<u32>().write_unaligned(first);
+                end.cast::<u32>().write_unaligned(last);
+            }
+        } else if len > 0 {
+            let (middle, end) = (len / 2, len - 1);
+            let key = key.to_bytes();
+            let bytes = [
+                *start ^ key[0],
+                *start.add(middle) ^ key[middle],
+                *start.add(end) ^ key[end],
+            ];
+            if (bytes[0] | bytes[1] | bytes[2]) & 0x80 != 0 {
+                return 0;
+            }
+            if MASKED {
+                *start = bytes[0];
+                *start.add(middle) = bytes[1];
+                *start.add(end) = bytes[2];
+            }
+        }
+    }
+    len
+}
+
+/// Checks what lies from `offset` on, where `state` has been left. Says whether it ends at a
+/// character boundary: where it does not, its last byte has yet to be looked at, for it may be one
+/// that leads nothing. On failure a length such that the first bad byte lies in that much; so much
+/// is unmasked.
+///
+/// # Safety
+/// That of [`ascii_prefix`]; `offset <= len`, and where `MASKED` the first `offset` bytes are
+/// unmasked.
 #[inline(always)]
 unsafe fn check_from<V: Vector, const MASKED: bool>(
     start: *mut u8,
     mut offset: usize,
     len: usize,
-    mask: V,
+    key: MaskKey,
     state: Utf8State,
 ) -> Result<bool, usize> {
-    // SAFETY: as in `ascii_prefix`.
+    if V::HAS_HALF && len < 2 * V::LEN {
+        // SAFETY: that of this function; a CPU that has the longer registers has the shorter ones.
+        return unsafe { check_from::<V::Half, MASKED>(start, offset, len, key, state) };
+    }
+    // SAFETY: the CPU has the instruction set (contract). Vectors are loaded and stored only at
+    // offsets with `offset + V::LEN <= len`, a part of one only of what is left, and the two at the
+    // end only where there are two.
     unsafe {
+        let mask = V::splat_u32(key.0);
         let mut checker = Checker::<V>::new(state);
-        while offset + 4 * V::LEN <= len {
+        // The last vector overlaps the one before it, and is checked behind what it follows; both
+        // are taken while they are masked.
+        let has_two = len >= 2 * V::LEN;
+        let (mut last_before, mut last) = (checker.before, checker.before);
+        if has_two && !(len - offset).is_multiple_of(V::LEN) {
+            last_before = load_at::<V, MASKED>(start, len - 2 * V::LEN, offset, key);
+            last = load_at::<V, MASKED>(start, len - V::LEN, offset, key);
+        }
+        while offset + 2 * V::LEN <= len {
             let at = start.add(offset);
             let mut a = V::load(at);
             let mut b = V::load(at.add(V::LEN));
-            let mut c = V::load(at.add(2 * V::LEN));
-            let mut d = V::load(at.add(3 * V::LEN));
             if MASKED {
-                (a, b, c, d) = (a.xor(mask), b.xor(mask), c.xor(mask), d.xor(mask));
+                (a, b) = (a.xor(mask), b.xor(mask));
                 a.store(at);
                 b.store(at.add(V::LEN));
-                c.store(at.add(2 * V::LEN));
-                d.store(at.add(3 * V::LEN));
             }
-            offset += 4 * V::LEN;
-            if a.or(b).or(c.or(d)).is_ascii() {
+            offset += 2 * V::LEN;
+            if a.or(b).is_ascii() {
                 checker.ascii();
             } else {
                 checker.check(a);
                 checker.check(b);
-                checker.check(c);
-                checker.check(d);
-            }
-            if !checker.error.is_zero() {
-                return Err(offset);
             }
         }
-        while offset + V::LEN <= len {
+        if offset + V::LEN <= len {
             let at = start.add(offset);
             let mut a = V::load(at);
             if MASKED {
@@ -292,22 +418,63 @@ unsafe fn check_from<V: Vector, const MASKED: bool>(
                 a.store(at);
             }
             offset += V::LEN;
-            checker.check_or_ascii(a);
+            if a.is_ascii() {
+                checker.ascii();
+            } else {
+                checker.check(a);
+            }
         }
         if offset < len {
-            let (at, rest) = (start.add(offset), len - offset);
-            let mut a = V::load_part(at, rest);
-            if MASKED {
-                a = a.xor(mask).front(rest);
-                a.store_part(at, rest);
+            if has_two {
+                if MASKED {
+                    last.store(start.add(len - V::LEN));
+                }
+                checker.before = last_before;
+                checker.check(last);
+            } else {
+                let (at, rest) = (start.add(offset), len - offset);
+                let mut a = V::load_part(at, rest);
+                if MASKED {
+                    a = a.xor(mask).front(rest);
+                    a.store_part(at, rest);
+                }
+                checker.check_tail(a, rest);
             }
-            checker.check_tail(a, rest);
         }
-        if checker.error.is_zero() {
-            Ok(checker.incomplete.is_zero())
+        if checker.error.or(checker.incomplete).is_zero() {
+            Ok(true)
+        } else if checker.error.is_zero() {
+            Ok(false)
         } else {
             Err(len)
         }
+    }
+}
+
+/// The vector at `place`, unmasked: what lies before `offset` is so already.
+///
+/// # Safety
+/// The CPU has the instruction set of `V`; `place + V::LEN` bytes are readable.
+#[inline(always)]
+unsafe fn load_at<V: Vector, const MASKED: bool>(
+    start: *mut u8,
+    place: usize,
+    offset: usize,
+    key: MaskKey,
+) -> V {
+    // SAFETY: the CPU has the instruction set, and the vector is readable (contract); `V::LEN`
+    // bytes are read from index `VECTOR_LEN_MAX - unmasked` of `2 * VECTOR_LEN_MAX`.
+    unsafe {
+        let bytes = V::load(start.add(place));
+        if !MASKED {
+            return bytes;
+        }
+        let mut mask = V::splat_u32(key.advance(place).0);
+        if offset > place {
+            let unmasked = (offset - place).min(V::LEN);
+            mask = mask.and(V::load(REST_MASK[VECTOR_LEN_MAX - unmasked..].as_ptr()));
+        }
+        bytes.xor(mask)
     }
 }
 
@@ -359,20 +526,6 @@ impl<V: Vector> Checker<V> {
             self.error = self.error.or(self.incomplete);
             self.before = V::splat(0);
             self.incomplete = V::splat(0);
-        }
-    }
-
-    /// # Safety
-    /// That of [`Vector`].
-    #[inline(always)]
-    unsafe fn check_or_ascii(&mut self, bytes: V) {
-        // SAFETY: the CPU has the instruction set (contract).
-        unsafe {
-            if bytes.is_ascii() {
-                self.ascii();
-            } else {
-                self.check(bytes);
-            }
         }
     }
 
@@ -497,6 +650,17 @@ static SEQUENCE_END: [u8; VECTOR_LEN_MAX] = {
     table[VECTOR_LEN_MAX - 2] = 0xE0 - 1;
     table[VECTOR_LEN_MAX - 1] = 0xC0 - 1;
     table
+};
+
+/// Read from index `VECTOR_LEN_MAX - len`: `len` zeros, then 0xFF.
+static REST_MASK: [u8; 2 * VECTOR_LEN_MAX] = {
+    let mut mask = [0xFF; 2 * VECTOR_LEN_MAX];
+    let mut index = 0;
+    while index < VECTOR_LEN_MAX {
+        mask[index] = 0;
+        index += 1;
+    }
+    mask
 };
 
 /// Read from index `VECTOR_LEN_MAX - len`: `len` times 0xFF, then zeros.

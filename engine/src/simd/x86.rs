@@ -7,6 +7,7 @@ use core::arch::x86_64::*;
 
 use super::Kernels;
 use super::MaskKey;
+use super::Outcome;
 use super::Utf8State;
 use super::vector;
 use super::vector::Vector;
@@ -25,28 +26,48 @@ macro_rules! kernels {
                 // SAFETY: this table is handed out only where the CPU has these features.
                 unsafe { kernel(bytes, key) }
             }
-            fn validate(bytes: &[u8], state: Utf8State) -> Result<Utf8State, usize> {
+            fn validate(bytes: &[u8], state: Utf8State) -> Outcome {
                 #[target_feature(enable = $features)]
-                fn kernel(bytes: &[u8], state: Utf8State) -> Result<Utf8State, usize> {
+                fn kernel(bytes: &[u8], state: Utf8State) -> Outcome {
                     // SAFETY: the enclosing function has the vector's target features.
-                    unsafe { vector::validate::<$vector>(bytes, state) }
+                    let offset = unsafe { vector::ascii_len::<$vector>(bytes, state) };
+                    if offset == bytes.len() && state.is_complete() {
+                        return Outcome::valid(state);
+                    }
+                    rest(bytes, offset, state)
+                }
+                // A function of its own, that the common case does without its registers.
+                #[inline(never)]
+                #[target_feature(enable = $features)]
+                fn rest(bytes: &[u8], offset: usize, state: Utf8State) -> Outcome {
+                    // SAFETY: the enclosing function has the vector's target features, and
+                    // `offset` is what `ascii_len` gave.
+                    unsafe { vector::validate_from::<$vector>(bytes, offset, state) }
                 }
                 // SAFETY: this table is handed out only where the CPU has these features.
                 unsafe { kernel(bytes, state) }
             }
-            fn unmask_validate(
-                bytes: &mut [u8],
-                key: MaskKey,
-                state: Utf8State,
-            ) -> Result<Utf8State, usize> {
+            fn unmask_validate(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Outcome {
                 #[target_feature(enable = $features)]
-                fn kernel(
+                fn kernel(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Outcome {
+                    // SAFETY: the enclosing function has the vector's target features.
+                    let offset = unsafe { vector::unmask_ascii::<$vector>(bytes, key, state) };
+                    if offset == bytes.len() && state.is_complete() {
+                        return Outcome::valid(state);
+                    }
+                    rest(bytes, offset, key, state)
+                }
+                #[inline(never)]
+                #[target_feature(enable = $features)]
+                fn rest(
                     bytes: &mut [u8],
+                    offset: usize,
                     key: MaskKey,
                     state: Utf8State,
-                ) -> Result<Utf8State, usize> {
-                    // SAFETY: the enclosing function has the vector's target features.
-                    unsafe { vector::unmask_validate::<$vector>(bytes, key, state) }
+                ) -> Outcome {
+                    // SAFETY: the enclosing function has the vector's target features, and
+                    // `offset` is what `unmask_ascii` gave.
+                    unsafe { vector::unmask_validate_from::<$vector>(bytes, offset, key, state) }
                 }
                 // SAFETY: this table is handed out only where the CPU has these features.
                 unsafe { kernel(bytes, key, state) }
@@ -89,6 +110,7 @@ struct Sse2(__m128i);
 // used here are made of SSE2 intrinsics only.
 unsafe impl Vector for Sse2 {
     const LEN: usize = 16;
+    type Half = Self;
     method! {
         fn splat(byte: u8) -> Self { Self(__m128i::splat(byte)) }
         fn splat_u32(word: u32) -> Self { Self(__m128i::splat_u32(word)) }
@@ -125,6 +147,7 @@ unsafe impl Vector for Sse2 {
 // SAFETY: every method is the named intrinsic operation on 16 bytes.
 unsafe impl Vector for __m128i {
     const LEN: usize = 16;
+    type Half = Self;
     method! {
         fn splat(byte: u8) -> Self { _mm_set1_epi8(byte as i8) }
         fn splat_u32(word: u32) -> Self { _mm_set1_epi32(word as i32) }
@@ -165,6 +188,7 @@ unsafe impl Vector for __m128i {
 // SAFETY: every method is the named intrinsic operation on 32 bytes.
 unsafe impl Vector for __m256i {
     const LEN: usize = 32;
+    type Half = __m128i;
     method! {
         fn splat(byte: u8) -> Self { _mm256_set1_epi8(byte as i8) }
         fn splat_u32(word: u32) -> Self { _mm256_set1_epi32(word as i32) }
@@ -179,38 +203,6 @@ unsafe impl Vector for __m256i {
         fn is_zero(self: Self) -> bool { _mm256_testz_si256(self, self) == 1 }
         fn is_ascii(self: Self) -> bool { _mm256_movemask_epi8(self) == 0 }
         fn store(self: Self, to: *mut u8) { _mm256_storeu_si256(to.cast(), self) }
-        fn load_part(from: *const u8, len: usize) -> Self {
-            if len < 16 {
-                _mm256_zextsi128_si256(__m128i::load_part(from, len))
-            } else {
-                let low = __m128i::load(from);
-                let high = match len - 16 {
-                    0 => _mm_setzero_si128(),
-                    rest => __m128i::load_part(from.add(16), rest),
-                };
-                _mm256_set_m128i(high, low)
-            }
-        }
-        fn store_part(self: Self, to: *mut u8, len: usize) {
-            {
-                let low = _mm256_castsi256_si128(self);
-                if len < 16 {
-                    low.store_part(to, len);
-                } else {
-                    low.store(to);
-                    if len > 16 {
-                        _mm256_extracti128_si256(self, 1).store_part(to.add(16), len - 16);
-                    }
-                }
-            }
-        }
-        fn unmask_short(bytes: &mut [u8], key: MaskKey) {
-            if bytes.len() < 16 {
-                super::scalar::unmask(bytes, key);
-            } else {
-                vector::unmask::<__m128i>(bytes, key);
-            }
-        }
         fn previous<const N>(self: Self, before: Self) -> Self {
             {
                 // The upper half of `before` and the lower half of `a`: what each 16-byte
@@ -229,6 +221,7 @@ unsafe impl Vector for __m256i {
 // SAFETY: every method is the named intrinsic operation on 64 bytes.
 unsafe impl Vector for __m512i {
     const LEN: usize = 64;
+    type Half = __m256i;
     method! {
         fn splat(byte: u8) -> Self { _mm512_set1_epi8(byte as i8) }
         fn splat_u32(word: u32) -> Self { _mm512_set1_epi32(word as i32) }
@@ -243,18 +236,6 @@ unsafe impl Vector for __m512i {
         fn is_zero(self: Self) -> bool { _mm512_test_epi8_mask(self, self) == 0 }
         fn is_ascii(self: Self) -> bool { _mm512_movepi8_mask(self) == 0 }
         fn store(self: Self, to: *mut u8) { _mm512_storeu_si512(to.cast(), self) }
-        fn load_part(from: *const u8, len: usize) -> Self { _mm512_maskz_loadu_epi8(front_mask(len), from.cast()) }
-        fn store_part(self: Self, to: *mut u8, len: usize) { _mm512_mask_storeu_epi8(to.cast(), front_mask(len), self) }
-        fn front(self: Self, len: usize) -> Self { _mm512_maskz_mov_epi8(front_mask(len), self) }
-        fn unmask_short(bytes: &mut [u8], key: MaskKey) {
-            // Not through a part of a vector: what has been stored so has to have arrived in the
-            // cache before it can be loaded again, as it soon is.
-            if bytes.len() < 32 {
-                __m256i::unmask_short(bytes, key);
-            } else {
-                vector::unmask::<__m256i>(bytes, key);
-            }
-        }
         fn previous<const N>(self: Self, before: Self) -> Self {
             {
                 // Every 16-byte lane replaced by the one before it.
@@ -267,12 +248,6 @@ unsafe impl Vector for __m512i {
             }
         }
     }
-}
-
-/// The lowest `len` bits, of more than none.
-#[inline(always)]
-fn front_mask(len: usize) -> u64 {
-    u64::MAX >> (64 - len as u32)
 }
 
 /// The first `len` bytes and zeros, in the order of memory: from the least significant byte on.
