@@ -329,11 +329,12 @@ fn utf8_equals_std_with_one_byte_altered_anywhere() {
 /// What comes before the first character that is not ASCII is unmasked when it is looked at.
 #[test]
 fn utf8_equals_std_with_one_character_anywhere_in_ascii() {
-    let len_max = if cfg!(miri) { 40 } else { 300 };
+    let len_max = if cfg!(miri) { 40 } else { 600 };
     let key = MaskKey::new(KEY);
     each_kernel(|kernels| {
+        let step = if kernels.name() == "arrays" { 13 } else { 1 };
         for len in 4..=len_max {
-            for place in 0..=len - 4 {
+            for place in (0..=len - 4).step_by(step) {
                 for (character, is_valid) in [("😀".as_bytes(), true), (b"\xF0\x9F\x98.", false)]
                 {
                     let mut bytes = vec![b'.'; len];

@@ -245,7 +245,29 @@ unsafe fn ascii_prefix<V: Vector, const MASKED: bool>(
             }
             return len;
         }
-        while offset + 4 * V::LEN <= len {
+        // To look at a vector takes the place of a store: eight are looked at together.
+        while offset + 8 * V::LEN <= len {
+            let at = start.add(offset);
+            let mut vectors = [V::splat(0); 8];
+            let mut all = V::splat(0);
+            for (index, vector) in vectors.iter_mut().enumerate() {
+                *vector = V::load(at.add(index * V::LEN));
+                if MASKED {
+                    *vector = vector.xor(mask);
+                }
+                all = all.or(*vector);
+            }
+            if !all.is_ascii() {
+                return offset;
+            }
+            if MASKED {
+                for (index, vector) in vectors.into_iter().enumerate() {
+                    vector.store(at.add(index * V::LEN));
+                }
+            }
+            offset += 8 * V::LEN;
+        }
+        if offset + 4 * V::LEN <= len {
             let at = start.add(offset);
             let mut a = V::load(at);
             let mut b = V::load(at.add(V::LEN));

@@ -4,6 +4,7 @@ use std::alloc::GlobalAlloc;
 use std::alloc::Layout;
 use std::alloc::System;
 use std::cell::Cell;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicIsize;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -12,6 +13,9 @@ thread_local! {
     /// Where this thread's allocations are counted.
     static COUNTED: Cell<Option<&'static Memory>> = const { Cell::new(None) };
 }
+
+/// All there are: what can be reached is no leak.
+static ALL: Mutex<Vec<&'static Memory>> = Mutex::new(Vec::new());
 
 /// What some threads have allocated since they are counted.
 #[derive(Debug, Default)]
@@ -27,7 +31,9 @@ pub struct Memory {
 impl Memory {
     /// Never freed, for threads count until they end.
     pub fn new() -> &'static Self {
-        Box::leak(Box::default())
+        let memory: &'static Self = Box::leak(Box::default());
+        ALL.lock().unwrap().push(memory);
+        memory
     }
 
     pub fn count_this_thread(&'static self) {
