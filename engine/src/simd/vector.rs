@@ -411,7 +411,8 @@ unsafe fn check_from<V: Vector, const MASKED: bool>(
         // are taken while they are masked.
         let has_two = len >= 2 * V::LEN;
         let (mut last_before, mut last) = (checker.before, checker.before);
-        if has_two && !(len - offset).is_multiple_of(V::LEN) {
+        let tail_len = (len - offset) % V::LEN;
+        if has_two && tail_len > 0 {
             last_before = load_at::<V, MASKED>(start, len - 2 * V::LEN, offset, key);
             last = load_at::<V, MASKED>(start, len - V::LEN, offset, key);
         }
