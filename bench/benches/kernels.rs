@@ -16,7 +16,7 @@ use sockeye::simd::Kernels;
 use sockeye::simd::MaskKey;
 use sockeye::simd::Utf8State;
 
-const LENS: [usize; 8] = [1, 16, 64, 256, 1024, 16 * 1024, 256 * 1024, 64 << 20];
+const LENS: [usize; 9] = [1, 16, 64, 100, 256, 1024, 16 * 1024, 256 * 1024, 64 << 20];
 
 const KEY: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 
