@@ -31,7 +31,8 @@ use super::Worker;
 /// frame: that takes less time than a turn's worth of short messages.
 const PAYLOAD_TURNS: usize = 4;
 
-/// What many such receives find at a time; one of more is dealt with while it is in the nearest cache.
+/// Where calls are made one by one: who has just received more is received from alone, and called while
+/// that is in the nearest cache.
 const SHORT_LEN_MAX: usize = 2048;
 
 const CACHE_LINE_LEN: usize = 64;
