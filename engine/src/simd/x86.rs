@@ -14,14 +14,19 @@ use super::vector::Vector;
 
 /// Kernels of one instruction set: safe wrappers, reachable only through a table that
 /// [`Kernels::for_each_available`] hands out after it has asked the CPU.
+///
+/// What stores uses `$stored`: see [`AVX512`].
 macro_rules! kernels {
     ($table:ident, $name:literal, $vector:ty, $features:literal) => {
+        kernels!($table, $name, $vector, $vector, $features);
+    };
+    ($table:ident, $name:literal, $vector:ty, $stored:ty, $features:literal) => {
         pub(super) static $table: Kernels = {
             fn unmask(bytes: &mut [u8], key: MaskKey) {
                 #[target_feature(enable = $features)]
                 fn kernel(bytes: &mut [u8], key: MaskKey) {
                     // SAFETY: the enclosing function has the vector's target features.
-                    unsafe { vector::unmask::<$vector>(bytes, key) }
+                    unsafe { vector::unmask::<$stored>(bytes, key) }
                 }
                 // SAFETY: this table is handed out only where the CPU has these features.
                 unsafe { kernel(bytes, key) }
@@ -51,7 +56,7 @@ macro_rules! kernels {
                 #[target_feature(enable = $features)]
                 fn kernel(bytes: &mut [u8], key: MaskKey, state: Utf8State) -> Outcome {
                     // SAFETY: the enclosing function has the vector's target features.
-                    let offset = unsafe { vector::unmask_ascii::<$vector>(bytes, key, state) };
+                    let offset = unsafe { vector::unmask_ascii::<$stored>(bytes, key, state) };
                     if offset == bytes.len() && state.is_complete() {
                         return Outcome::valid(state);
                     }
@@ -67,7 +72,13 @@ macro_rules! kernels {
                 ) -> Outcome {
                     // SAFETY: the enclosing function has the vector's target features, and
                     // `offset` is what `unmask_ascii` gave.
-                    unsafe { vector::unmask_validate_from::<$vector>(bytes, offset, key, state) }
+                    unsafe {
+                        if bytes.len() < WIDE_STORE_LEN_MIN {
+                            vector::unmask_validate_from::<$stored>(bytes, offset, key, state)
+                        } else {
+                            vector::unmask_validate_from::<$vector>(bytes, offset, key, state)
+                        }
+                    }
                 }
                 // SAFETY: this table is handed out only where the CPU has these features.
                 unsafe { kernel(bytes, key, state) }
@@ -85,7 +96,12 @@ macro_rules! kernels {
 kernels!(SSE2, "sse2", Sse2, "sse2");
 kernels!(SSSE3, "ssse3", __m128i, "ssse3");
 kernels!(AVX2, "avx2", __m256i, "avx2");
-kernels!(AVX512, "avx512", __m512i, "avx512f,avx512bw");
+// 64 bytes that were stored across two cache lines cannot be loaded again before they are in the
+// cache (Zen 4), and payloads lie anywhere: what is short is stored 32 bytes at a time.
+kernels!(AVX512, "avx512", __m512i, __m256i, "avx512f,avx512bw");
+
+/// From this length on the check gains more by registers of 64 bytes than their stores cost.
+const WIDE_STORE_LEN_MIN: usize = 768;
 
 /// One method: its body is intrinsics of the instruction set.
 macro_rules! method {
