@@ -100,7 +100,7 @@ impl<D> Conn<D> {
     }
 
     /// Delivers a whole message.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deliver_message(
         &mut self,
         message: Message<'_>,

@@ -95,7 +95,7 @@ impl<F> OnMessage for F
 where
     F: Fn(&mut Context<'_, ()>, Message<'_>) + Clone + Send + Sync + 'static,
 {
-    #[inline]
+    #[inline(always)]
     fn call(&self, conn: &mut Context<'_, ()>, message: Message<'_>) {
         self(conn, message);
     }
@@ -129,7 +129,8 @@ impl<O: OnConn, M: OnMessage, D: OnConn, C: OnClose, T: OnHttp> Handler
         self.open.call(conn);
     }
 
-    #[inline]
+    // A call here would pass a copy of the message, made of halves before they are in the cache.
+    #[inline(always)]
     fn on_message(&mut self, conn: &mut Context<'_, ()>, message: Message<'_>) {
         self.message.call(conn, message);
     }

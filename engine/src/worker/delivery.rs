@@ -122,7 +122,7 @@ impl<B: Backend, H: Handler> Delivery<'_, B, H> {
     }
 
     /// Calls with both.
-    #[inline]
+    #[inline(always)]
     pub(super) fn call<R>(
         &mut self,
         callback: Callback,
@@ -216,7 +216,7 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
         });
     }
 
-    #[inline]
+    #[inline(always)]
     fn message(&mut self, output: Output<'_, H::Data>, message: Message<'_>) {
         self.call(Callback::Message, output, |handler, conn| {
             handler.on_message(conn, message);
