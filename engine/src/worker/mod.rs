@@ -144,6 +144,8 @@ pub struct Worker<B: Backend, H: Handler> {
     /// Deadlines of output that the peer does not take.
     stall: Deadlines,
     ready: VecDeque<Key>,
+    /// How often in a row the first of them has been received from again.
+    repeats: u32,
     touched: Vec<Key>,
     events: Vec<Event<B::Socket>>,
     /// Indexes whose deadlines a sweep has found.
@@ -199,6 +201,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             silence: Deadlines::default(),
             stall: Deadlines::default(),
             ready: VecDeque::with_capacity(LISTS_LEN),
+            repeats: 0,
             touched: Vec::with_capacity(LISTS_LEN),
             events: Vec::with_capacity(LISTS_LEN),
             swept: Vec::new(),

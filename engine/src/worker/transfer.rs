@@ -31,6 +31,10 @@ use super::Worker;
 /// frame: that takes less time than a turn's worth of short messages.
 const PAYLOAD_TURNS: usize = 4;
 
+/// How often in a row who sends a long payload is received from again before the others are: that
+/// takes about as long as a turn's worth of the shortest messages, and is enough for a megabyte.
+const REPEATS_MAX: u32 = 7;
+
 /// Where calls are made one by one: who has just received more is received from alone, and called while
 /// that is in the nearest cache.
 const SHORT_LEN_MAX: usize = 2048;
@@ -58,7 +62,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN)
     }
 
-    /// Receives for the first of the `remaining` ready connections; says for how many.
+    /// Receives for the first of the `remaining` ready connections; says how many have had their turn.
     fn receive_batch(&mut self, remaining: usize, buffer: &mut [u8]) -> usize {
         if remaining == 1 {
             return self.receive_one(buffer);
@@ -150,7 +154,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         taken
     }
 
-    /// Receives for the first of the ready connections, into the whole buffer.
+    /// Receives for the first of the ready connections, into the whole buffer; says how many (it, or
+    /// none) have had their turn.
     #[inline]
     fn receive_one(&mut self, buffer: &mut [u8]) -> usize {
         let Some(key) = self.ready.pop_front() else {
@@ -167,7 +172,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let rest_len = slot.conn.payload_remaining(&self.env);
         let len_max = turn_len.max(rest_len.min(turn_len.saturating_mul(PAYLOAD_TURNS)));
         self.note_waited(1);
-        let slot = &mut buffer[..HEADROOM + len_max.min(RECEIVE_BUFFER_LEN)];
+        let len_max = len_max.min(RECEIVE_BUFFER_LEN);
+        let slot = &mut buffer[..HEADROOM + len_max];
         let mut op = RecvOp {
             socket,
             buffer: &mut slot[HEADROOM..],
@@ -175,8 +181,30 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         };
         self.backend.recv_many(slice::from_mut(&mut op));
         let result = op.result;
+        let filled = matches!(result, Ok(len) if len == len_max);
         self.handle_received(key, result, slot);
+        if filled && self.goes_on(key, len_max <= rest_len) {
+            return 0;
+        }
+        self.repeats = 0;
         1
+    }
+
+    /// Whether who has just been received from (nothing but payload of one frame, if `is_payload`)
+    /// goes on before the others: in the middle of a long payload, so that what it is put to is
+    /// still in a cache when it ends, and nothing else has grown old in the kernel meanwhile.
+    fn goes_on(&mut self, key: Key, is_payload: bool) -> bool {
+        let Some(slot) = self.conns.get(key) else {
+            return false;
+        };
+        let rest_len = slot.conn.payload_remaining(&self.env);
+        let is_long = rest_len >= self.env.limits().turn_len_max || (is_payload && rest_len > 0);
+        let may = self.repeats < REPEATS_MAX && self.ready.back() == Some(&key);
+        if is_long && may {
+            self.repeats += 1;
+            self.ready.rotate_right(1);
+        }
+        is_long && may
     }
 
     /// So many ready connections have waited for their turn until now.

@@ -73,6 +73,8 @@ pub struct Settings {
     pub slow_callback: Option<Duration>,
     /// TLS of its own, where there is TLS.
     pub tls: Option<sockeye::tls::ServerTls>,
+    /// Nothing goes wrong on the simulated network.
+    pub calm: bool,
 }
 
 pub struct Running {
@@ -163,12 +165,15 @@ impl World {
                 routes: settings.routes,
                 connections_max: settings.connections_max.unwrap_or(usize::MAX),
                 seed: 42,
-                faults: Faults {
-                    reset: 0,
-                    register: 0,
-                    accept: 0,
-                    connect: 0,
-                    ..Faults::all()
+                faults: match settings.calm {
+                    true => Faults::default(),
+                    false => Faults {
+                        reset: 0,
+                        register: 0,
+                        accept: 0,
+                        connect: 0,
+                        ..Faults::all()
+                    },
                 },
             };
             return Running::simulated(settings, probe);
