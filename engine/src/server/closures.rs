@@ -129,7 +129,8 @@ impl<O: OnConn, M: OnMessage, D: OnConn, C: OnClose, T: OnHttp> Handler
         self.open.call(conn);
     }
 
-    // A call here would pass a copy of the message, made of halves before they are in the cache.
+    // Not a call: that would pass a copy of the message, loaded in registers of 16 bytes where it was
+    // stored in words, and such loads wait for the cache.
     #[inline(always)]
     fn on_message(&mut self, conn: &mut Context<'_, ()>, message: Message<'_>) {
         self.message.call(conn, message);
