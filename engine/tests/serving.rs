@@ -425,16 +425,22 @@ fn bad_settings_are_errors_before_anything_starts() {
     assert!(text.contains("message_len_max"), "{text}");
 }
 
-/// Who sends a long payload is received from eight times in a row, and the others in the same turn.
-fn long_payload_holds_others_up_for_a_while_only(world: World) {
-    const TURN_LEN: usize = 2_048;
+fn long_messages(base: Route, turn_len_max: usize) -> Settings {
     let mut settings = Settings {
+        base,
         calm: true,
         ..Settings::default()
     };
-    settings.limits.turn_len_max = TURN_LEN;
+    settings.limits.turn_len_max = turn_len_max;
     settings.limits.message_len_max = 1 << 20;
     settings.limits.output_len_max = 1 << 21;
+    settings
+}
+
+/// Who sends a long payload is received from eight times in a row, and the others in the same turn.
+fn long_payload_holds_others_up_for_a_while_only(world: World) {
+    const TURN_LEN: usize = 2_048;
+    let settings = long_messages(Route::default(), TURN_LEN);
     let server = world.start_with(settings, Probe::echo());
     let mut long = server.open();
     let mut short = server.open();
@@ -458,14 +464,7 @@ fn long_payload_holds_others_up_for_a_while_only(world: World) {
 fn long_payload_is_received_in_four_times_the_turn(world: World) {
     const TURN_LEN: usize = 2_048;
     for streams in [false, true] {
-        let mut settings = Settings {
-            base: Route::default().streaming(streams),
-            calm: true,
-            ..Settings::default()
-        };
-        settings.limits.turn_len_max = TURN_LEN;
-        settings.limits.message_len_max = 1 << 20;
-        settings.limits.output_len_max = 1 << 21;
+        let settings = long_messages(Route::default().streaming(streams), TURN_LEN);
         let server = world.start_with(settings, Probe::echo());
         let mut link = server.open();
         let payload = vec![b'x'; 300_000];
@@ -494,10 +493,7 @@ fn long_payload_is_received_in_four_times_the_turn(world: World) {
         link.close(1000);
     }
     // There is no longer turn than the receive buffer's.
-    let mut settings = Settings::default();
-    settings.limits.turn_len_max = usize::MAX;
-    settings.limits.message_len_max = 1 << 20;
-    settings.limits.output_len_max = 1 << 21;
+    let settings = long_messages(Route::default(), usize::MAX);
     let server = world.start_with(settings, Probe::echo());
     let mut link = server.open();
     let payload = vec![b'y'; 900_000];

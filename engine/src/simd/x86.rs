@@ -73,7 +73,7 @@ macro_rules! kernels {
                     // SAFETY: the enclosing function has the vector's target features, and
                     // `offset` is what `unmask_ascii` gave.
                     unsafe {
-                        if bytes.len() < WIDE_STORE_LEN_MIN {
+                        if <$stored>::LEN < <$vector>::LEN && bytes.len() < WIDE_STORE_LEN_MIN {
                             vector::unmask_validate_from::<$stored>(bytes, offset, key, state)
                         } else {
                             vector::unmask_validate_from::<$vector>(bytes, offset, key, state)

@@ -158,6 +158,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// none) have had their turn.
     #[inline]
     fn receive_one(&mut self, buffer: &mut [u8]) -> usize {
+        let repeats = mem::take(&mut self.repeats);
         let Some(key) = self.ready.pop_front() else {
             return 1;
         };
@@ -183,28 +184,24 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let result = op.result;
         let filled = matches!(result, Ok(len) if len == len_max);
         self.handle_received(key, result, slot);
-        if filled && self.goes_on(key, len_max <= rest_len) {
+        if filled && repeats < REPEATS_MAX && self.is_in_long_payload(key, len_max <= rest_len) {
+            self.repeats = repeats + 1;
+            self.ready.rotate_right(1);
             return 0;
         }
-        self.repeats = 0;
         1
     }
 
-    /// Whether who has just been received from (nothing but payload of one frame, if `is_payload`)
-    /// goes on before the others: in the middle of a long payload, so that what it is put to is
-    /// still in a cache when it ends, and nothing else has grown old in the kernel meanwhile.
-    fn goes_on(&mut self, key: Key, is_payload: bool) -> bool {
-        let Some(slot) = self.conns.get(key) else {
-            return false;
+    /// Whether the last of the ready connections is this one, which has just been received from
+    /// (nothing but payload of one frame, if `is_payload`), in the middle of a long payload. It goes on
+    /// before the others then: what it is put to is still in a cache when it ends, and what waits in
+    /// the kernel does not grow old.
+    fn is_in_long_payload(&self, key: Key, is_payload: bool) -> bool {
+        let rest_len = match self.conns.get(key) {
+            Some(slot) if self.ready.back() == Some(&key) => slot.conn.payload_remaining(&self.env),
+            _ => return false,
         };
-        let rest_len = slot.conn.payload_remaining(&self.env);
-        let is_long = rest_len >= self.env.limits().turn_len_max || (is_payload && rest_len > 0);
-        let may = self.repeats < REPEATS_MAX && self.ready.back() == Some(&key);
-        if is_long && may {
-            self.repeats += 1;
-            self.ready.rotate_right(1);
-        }
-        is_long && may
+        rest_len >= self.env.limits().turn_len_max || (is_payload && rest_len > 0)
     }
 
     /// So many ready connections have waited for their turn until now.
