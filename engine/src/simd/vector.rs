@@ -407,6 +407,18 @@ unsafe fn check_from<V: Vector, const MASKED: bool>(
     unsafe {
         let mask = V::splat_u32(key.0);
         let mut checker = Checker::<V>::new(state);
+        if len == 2 * V::LEN && offset == 0 {
+            // What is short has no loop.
+            let (mut a, mut b) = (V::load(start), V::load(start.add(V::LEN)));
+            if MASKED {
+                (a, b) = (a.xor(mask), b.xor(mask));
+                a.store(start);
+                b.store(start.add(V::LEN));
+            }
+            checker.check(a);
+            checker.check(b);
+            return checker.result(len);
+        }
         // The last vector overlaps the one before it, and is checked behind what it follows; both
         // are taken while they are masked.
         let has_two = len >= 2 * V::LEN;
@@ -464,13 +476,7 @@ unsafe fn check_from<V: Vector, const MASKED: bool>(
                 checker.check_tail(a, rest);
             }
         }
-        if checker.error.or(checker.incomplete).is_zero() {
-            Ok(true)
-        } else if checker.error.is_zero() {
-            Ok(false)
-        } else {
-            Err(len)
-        }
+        checker.result(len)
     }
 }
 
@@ -534,6 +540,24 @@ impl<V: Vector> Checker<V> {
                 lead_low: V::table(&LEAD_LOW),
                 next_high: V::table(&NEXT_HIGH),
                 sequence_end,
+            }
+        }
+    }
+
+    /// What [`check_from`] says of `len` bytes.
+    ///
+    /// # Safety
+    /// That of [`Vector`].
+    #[inline(always)]
+    unsafe fn result(&self, len: usize) -> Result<bool, usize> {
+        // SAFETY: the CPU has the instruction set (contract).
+        unsafe {
+            if self.error.or(self.incomplete).is_zero() {
+                Ok(true)
+            } else if self.error.is_zero() {
+                Ok(false)
+            } else {
+                Err(len)
             }
         }
     }
