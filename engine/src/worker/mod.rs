@@ -144,8 +144,8 @@ pub struct Worker<B: Backend, H: Handler> {
     /// Deadlines of output that the peer does not take.
     stall: Deadlines,
     ready: VecDeque<Key>,
-    /// How often in a row the first of them has been received from again.
-    repeats: u32,
+    /// Of the first of them, if it is in the middle of a long payload.
+    row: transfer::Row,
     touched: Vec<Key>,
     events: Vec<Event<B::Socket>>,
     /// Indexes whose deadlines a sweep has found.
@@ -201,7 +201,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             silence: Deadlines::default(),
             stall: Deadlines::default(),
             ready: VecDeque::with_capacity(LISTS_LEN),
-            repeats: 0,
+            row: transfer::Row::default(),
             touched: Vec::with_capacity(LISTS_LEN),
             events: Vec::with_capacity(LISTS_LEN),
             swept: Vec::new(),

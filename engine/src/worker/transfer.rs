@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use std::mem;
 use std::ops::Range;
 use std::slice;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 
@@ -31,9 +32,13 @@ use super::Worker;
 /// frame: that takes less time than a turn's worth of short messages.
 const PAYLOAD_TURNS: usize = 4;
 
-/// How often in a row who sends a long payload is received from again before the others are: that
-/// takes about as long as a turn's worth of the shortest messages, and is enough for a megabyte.
+/// How often in a row who sends a long payload is received from again before the others are: enough
+/// for a megabyte.
 const REPEATS_MAX: u32 = 7;
+
+/// No more of them are begun this long after the first receive: where memory is new to the process a
+/// megabyte takes four times as long.
+const ROW_TIME_MAX: Duration = Duration::from_micros(500);
 
 /// Where calls are made one by one: who has just received more is received from alone, and called while
 /// that is in the nearest cache.
@@ -43,6 +48,26 @@ const CACHE_LINE_LEN: usize = 64;
 
 /// Pieces of output that one call sends.
 const BATCH_SLICES_MAX: usize = 4 * SEND_BATCH;
+
+/// Receives from one connection in a row.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Row {
+    repeats: u32,
+    /// The end of its time, once there is more than one.
+    end: Duration,
+}
+
+impl Row {
+    /// With one more, if there may be one now.
+    fn extended(self, now: Duration) -> Option<Self> {
+        let end = match self.repeats {
+            0 => now + ROW_TIME_MAX,
+            _ => self.end,
+        };
+        let repeats = self.repeats + 1;
+        (repeats <= REPEATS_MAX && now < end).then_some(Self { repeats, end })
+    }
+}
 
 impl<B: Backend, H: Handler> Worker<B, H> {
     /// Receives once for every connection that is ready.
@@ -158,7 +183,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// none) have had their turn.
     #[inline]
     fn receive_one(&mut self, buffer: &mut [u8]) -> usize {
-        let repeats = mem::take(&mut self.repeats);
+        let row = mem::take(&mut self.row);
         let Some(key) = self.ready.pop_front() else {
             return 1;
         };
@@ -184,8 +209,11 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let result = op.result;
         let filled = matches!(result, Ok(len) if len == len_max);
         self.handle_received(key, result, slot);
-        if filled && repeats < REPEATS_MAX && self.is_in_long_payload(key, len_max <= rest_len) {
-            self.repeats = repeats + 1;
+        if filled
+            && self.is_in_long_payload(key, len_max <= rest_len)
+            && let Some(row) = row.extended(self.backend.now())
+        {
+            self.row = row;
             self.ready.rotate_right(1);
             return 0;
         }
@@ -452,5 +480,30 @@ impl<S: Copy, D> Slot<S, D> {
             }
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many more receives there are, each of which takes so long.
+    fn repeats(each: Duration) -> usize {
+        let mut now = Duration::from_secs(7);
+        let mut row = Some(Row::default());
+        let mut count = 0;
+        while let Some(next) = row.and_then(|row: Row| row.extended(now)) {
+            (row, now, count) = (Some(next), now + each, count + 1);
+        }
+        count
+    }
+
+    #[test]
+    fn row_ends_by_count_or_time() {
+        assert_eq!(repeats(Duration::ZERO), 7);
+        assert_eq!(repeats(Duration::from_micros(60)), 7);
+        assert_eq!(repeats(Duration::from_micros(249)), 3);
+        assert_eq!(repeats(Duration::from_micros(250)), 2);
+        assert_eq!(repeats(Duration::from_secs(1)), 1);
     }
 }
