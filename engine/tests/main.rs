@@ -14,6 +14,7 @@ mod deflate_memory;
 mod documentation;
 mod drain;
 mod embedding;
+mod evidence;
 mod guarantees;
 mod interop;
 mod json;

@@ -581,6 +581,10 @@ impl<D> Conn<D> {
             self.check_drained(env, sink);
         }
         self.state.release_queue(env);
+        if self.state.phase == Phase::CloseSent && !self.state.has_unsent() {
+            // The Close frame has been sent: from here on the peer has the closing time-out.
+            self.state.deadline_phase = Phase::Open;
+        }
     }
 
     /// The socket is writable again.
@@ -792,6 +796,8 @@ impl State {
             }
             // The rest of the output may take as long as stalled output may.
             Phase::Lingering if !self.output_ended => Some(limits.write_timeout),
+            // The peer cannot answer a Close frame that it has not been sent.
+            Phase::CloseSent if self.has_unsent() => Some(limits.write_timeout),
             Phase::CloseSent | Phase::Lingering => Some(limits.close_timeout),
             Phase::Closed => None,
         }

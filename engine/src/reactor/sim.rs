@@ -43,6 +43,10 @@ pub struct Faults {
     pub late: u32,
     /// An event of nothing, or of a closed connection.
     pub spurious: u32,
+    /// The process is held up, for up to five minutes, in a wait or a receive.
+    pub stall: u32,
+    /// A wait reports only a few of the events that there are.
+    pub few: u32,
 }
 
 impl Faults {
@@ -58,9 +62,17 @@ impl Faults {
             exhausted: 50,
             late: 4,
             spurious: 6,
+            stall: 1_000,
+            few: 4,
         }
     }
 }
+
+/// Longest time for which the process is held up, in milliseconds.
+const STALL_MS_MAX: usize = 300_000;
+
+/// Most events of a wait that reports only a few.
+const EVENTS_FEW: usize = 3;
 
 /// A source of repeatable chance (SplitMix64).
 #[derive(Clone, Debug)]
@@ -121,6 +133,8 @@ struct Net {
     pipes: Vec<Pipe>,
     /// Those that the server has registered and not closed.
     active: Vec<usize>,
+    /// Where in that list the next wait begins to report.
+    next_report: usize,
     backlog: VecDeque<usize>,
     /// Connections that the server has made, and nobody has taken.
     outgoing: VecDeque<usize>,
@@ -155,6 +169,7 @@ impl SimNet {
             now: Duration::ZERO,
             pipes: Vec::new(),
             active: Vec::new(),
+            next_report: 0,
             backlog: VecDeque::new(),
             outgoing: VecDeque::new(),
             accepting: true,
@@ -262,8 +277,16 @@ impl Net {
         io::ErrorKind::ConnectionReset.into()
     }
 
+    /// Lets time pass in which the process does nothing.
+    fn stall(&mut self) {
+        if self.chance.once_in(self.faults.stall) {
+            self.now += Duration::from_millis(self.chance.below(STALL_MS_MAX) as u64);
+        }
+    }
+
     fn recv(&mut self, index: usize, buffer: &mut [u8]) -> io::Result<usize> {
         let faults = self.faults;
+        self.stall();
         let pipe = &mut self.pipes[index];
         assert!(!pipe.server_closed, "received on a closed socket");
         if pipe.reset || self.chance.once_in(faults.reset) {
@@ -326,10 +349,14 @@ impl Net {
 
     fn report(&mut self, events: &mut Vec<Event<usize>>) {
         let faults = self.faults;
+        let events_max = match self.chance.once_in(faults.few) {
+            true => 1 + self.chance.below(EVENTS_FEW),
+            false => usize::MAX,
+        };
         if self.woken.swap(false, Ordering::SeqCst) {
             events.push(Event::Woken);
         }
-        while self.accepting && !self.backlog.is_empty() {
+        while self.accepting && !self.backlog.is_empty() && events.len() < events_max {
             if self.chance.once_in(faults.accept) {
                 self.accepting = false;
                 // EMFILE.
@@ -342,7 +369,17 @@ impl Net {
                 listener: 0,
             });
         }
-        for &index in &self.active {
+        // Those that a wait has left out come first in the next one.
+        let (back, front) = self
+            .active
+            .split_at(self.next_report.min(self.active.len()));
+        self.next_report = 0;
+        for &index in front.iter().chain(back) {
+            if events.len() >= events_max {
+                let is_this = |&active: &usize| active == index;
+                self.next_report = self.active.iter().position(is_this).unwrap_or(0);
+                break;
+            }
             let pipe = &mut self.pipes[index];
             let Some(token) = pipe.token else {
                 continue;
@@ -408,10 +445,13 @@ impl Backend for SimBackend {
         events: &mut Vec<Event<usize>>,
     ) -> io::Result<()> {
         let mut net = self.0.borrow_mut();
+        net.stall();
         net.report(events);
         if events.is_empty() && !net.is_pending() {
             net.now += timeout.unwrap_or_default();
         }
+        // Between the look at the sockets and the clock.
+        net.stall();
         Ok(())
     }
 
@@ -466,7 +506,10 @@ impl Backend for SimBackend {
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, usize>]) {
         let mut net = self.0.borrow_mut();
         for op in ops {
-            op.result = net.recv(op.socket, op.buffer);
+            op.result = match op.socket {
+                Self::NO_SOCKET => Err(io::ErrorKind::NotConnected.into()),
+                socket => net.recv(socket, op.buffer),
+            };
         }
     }
 
@@ -474,7 +517,10 @@ impl Backend for SimBackend {
         let mut net = self.0.borrow_mut();
         for op in ops {
             let bytes = op.slices.iter().flat_map(|slice| slice.iter());
-            op.result = net.send(op.socket, bytes);
+            op.result = match op.socket {
+                Self::NO_SOCKET => Err(io::ErrorKind::NotConnected.into()),
+                socket => net.send(socket, bytes),
+            };
         }
     }
 

@@ -19,6 +19,7 @@ use crate::tls::Session;
 use super::ACCEPT_REST;
 use super::ConnId;
 use super::Handler;
+use super::Overdue;
 use super::Slot;
 use super::Worker;
 
@@ -82,7 +83,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             ready: false,
             hangup: false,
             large: false,
-            silent: false,
+            overdue: Overdue::default(),
             touched: false,
             writable_armed: false,
             parked: false,

@@ -200,7 +200,9 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
     fn open(&mut self, output: Output<'_, H::Data>) {
         let [promote, lifetime] = output.deadlines();
         if let Some(after) = promote {
-            self.local.set_timer(after, Alarm::Promote(self.id.key));
+            let due = self.local.attended.saturating_add(after);
+            self.local
+                .set_timer(after, Alarm::Promote(self.id.key, due));
         }
         if let Some(after) = lifetime {
             self.local.set_timer(after, Alarm::Lifetime(self.id.key));

@@ -1,4 +1,10 @@
-//! Deadlines that have passed: found in sweeps, dealt with some a turn.
+//! Deadlines that have passed: found in sweeps, proved by a look, acted upon, some per turn.
+//!
+//! A deadline ends a peer only on evidence. The thread may have been held up, and what the peer has
+//! sent in time may lie in its socket, unreported: a wait reports only some of what is ready. So a
+//! deadline that a sweep has found makes the worker look at that socket: a receive, or for output
+//! that is not taken, a send. The look comes after the clock was read. Only if it brings nothing is
+//! the deadline acted upon.
 
 use std::mem;
 
@@ -17,6 +23,36 @@ use super::Worker;
 /// ten thousand are due in one moment: the others do not wait for all their pings.
 const EXPIRE_MAX: usize = 16;
 
+/// Maximum looks at a socket for one deadline, one per turn. They read what may have waited there
+/// when the deadline passed: 8 MiB with the default turn, more than Linux's largest receive buffer
+/// (`tcp_rmem`, 6 MiB). A peer that goes on sending, and does not send what it owes, ends then.
+const LOOKS_MAX: u8 = 128;
+
+/// Deadlines that a peer has missed, not yet acted upon.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Overdue {
+    /// Bytes, a pong, the request, a Close frame.
+    pub(super) deadline: bool,
+    /// To say who it is (`promote_within`).
+    promotion: bool,
+    /// To take output: a send is being tried.
+    stall: bool,
+    /// Looks at the socket so far.
+    looks: u8,
+}
+
+impl Overdue {
+    /// Whether a receive that brings nothing ends something.
+    fn awaits_bytes(self) -> bool {
+        self.deadline || self.promotion
+    }
+
+    /// Whether a send that is not taken ends the connection: its deadline does not begin anew.
+    pub(super) fn awaits_room(self) -> bool {
+        self.stall
+    }
+}
+
 impl<B: Backend, H: Handler> Worker<B, H> {
     pub(super) fn set_stall(&mut self, key: Key) {
         if let Some(slot) = self.conns.get(key) {
@@ -28,43 +64,90 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Finds the connections whose deadlines have passed.
     pub(super) fn sweep(&mut self) {
         let mut swept = mem::take(&mut self.swept);
-        self.silence.advance(self.now, &mut swept);
+        self.silence.advance(self.attended, &mut swept);
         for index in swept.drain(..) {
-            let key = self.conns.key_at(index);
-            if let Some((key, slot)) = key.and_then(|key| Some((key, self.conns.get_mut(key)?))) {
-                slot.silent = true;
-                self.silent.push_back(key);
+            if let Some(key) = self.conns.key_at(index) {
+                self.note_overdue(key, |overdue| overdue.deadline = true);
             }
         }
-        self.stall.advance(self.now, &mut swept);
+        self.stall.advance(self.attended, &mut swept);
         let keys = swept.drain(..).filter_map(|index| self.conns.key_at(index));
         self.stalled.extend(keys);
         self.swept = swept;
     }
 
-    /// Ends what has waited too long, unless what it waited for has come meanwhile: then its
-    /// deadline has been set again. The thread may have been held up, and not the peer.
-    pub(super) fn expire(&mut self) {
-        for _ in 0..EXPIRE_MAX {
-            let Some(key) = self.silent.pop_front() else {
+    fn note_overdue(&mut self, key: Key, note: impl FnOnce(&mut Overdue)) {
+        if let Some(slot) = self.conns.get_mut(key) {
+            note(&mut slot.overdue);
+            slot.overdue.looks = 0;
+            self.overdue.push_back(key);
+        }
+    }
+
+    /// Looks at the sockets of some peers that have missed a deadline: they are received from in this
+    /// turn. Bytes may renew the deadline; if there are none, [`found_nothing`](Self::found_nothing)
+    /// acts upon it; else there is another look in the next turn.
+    pub(super) fn look_for_overdue(&mut self) {
+        for _ in 0..self.overdue.len().min(EXPIRE_MAX) {
+            let Some(key) = self.overdue.pop_front() else {
                 break;
             };
-            let slot = self.conns.get_mut(key);
-            if slot.is_some_and(|slot| mem::take(&mut slot.silent)) {
-                self.deliver(key, |conn, env, sink| conn.handle_deadline(env, sink));
-                self.after(key, true);
+            let Some(slot) = self.conns.get_mut(key) else {
+                continue;
+            };
+            if !slot.overdue.awaits_bytes() {
+                continue;
             }
+            slot.overdue.looks = slot.overdue.looks.saturating_add(1);
+            let has_looked_enough = slot.overdue.looks > LOOKS_MAX;
+            // A deferred answer is awaited from the mailbox, not from the socket.
+            let has_commands = !self.remote.mailbox(self.number).is_empty();
+            let is_deaf = slot.conn.is_parked() && !has_commands;
+            if has_looked_enough || is_deaf {
+                self.act_upon_deadline(key);
+                continue;
+            }
+            if !mem::replace(&mut slot.ready, true) {
+                self.ready.push_back(key);
+            }
+            self.overdue.push_back(key);
         }
-        for _ in 0..EXPIRE_MAX {
+    }
+
+    /// A receive of this turn has found nothing to read.
+    #[inline]
+    pub(super) fn found_nothing(&mut self, key: Key) {
+        let slot = self.conns.get(key);
+        if slot.is_some_and(|slot| slot.overdue.awaits_bytes()) {
+            self.act_upon_deadline(key);
+        }
+    }
+
+    /// Does what follows from a deadline that the peer has missed.
+    #[cold]
+    fn act_upon_deadline(&mut self, key: Key) {
+        let Some(slot) = self.conns.get_mut(key) else {
+            return;
+        };
+        let overdue = mem::take(&mut slot.overdue);
+        slot.overdue.stall = overdue.stall;
+        if overdue.deadline {
+            self.deliver(key, |conn, env, sink| conn.handle_deadline(env, sink));
+            self.after(key, true);
+        }
+        if overdue.promotion {
+            self.deliver(key, |conn, env, _| conn.handle_promote_deadline(env));
+            self.after(key, false);
+        }
+    }
+
+    /// Acts upon write time-outs and alarms.
+    pub(super) fn expire(&mut self) {
+        for _ in 0..self.stalled.len().min(EXPIRE_MAX) {
             let Some(key) = self.stalled.pop_front() else {
                 break;
             };
-            let slot = self.conns.get(key);
-            let is_blocked = slot.is_some_and(|slot| slot.conn.is_blocked());
-            if is_blocked && !self.stall.is_set(key.index) {
-                self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
-                self.after(key, false);
-            }
+            self.expire_stall(key);
         }
         for _ in 0..EXPIRE_MAX {
             let Some(alarm) = self.local.alarms.take_due(self.now) else {
@@ -75,6 +158,28 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if self.stop_at.is_some_and(|end| self.now >= end) {
             self.abandon_all();
         }
+    }
+
+    /// Tries to send to a peer that has taken no output for the write time-out; if the kernel still
+    /// takes nothing when its turn comes again, the connection ends.
+    fn expire_stall(&mut self, key: Key) {
+        let Some(slot) = self.conns.get_mut(key) else {
+            return;
+        };
+        let was_tried = mem::take(&mut slot.overdue.stall);
+        if !slot.conn.is_blocked() || self.stall.is_set(key.index) {
+            return;
+        }
+        if was_tried {
+            self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
+            return self.after(key, false);
+        }
+        slot.overdue.stall = true;
+        slot.conn.handle_writable();
+        if !mem::replace(&mut slot.touched, true) {
+            self.touched.push(key);
+        }
+        self.stalled.push_back(key);
     }
 
     fn handle_alarm(&mut self, alarm: Alarm) {
@@ -89,9 +194,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     handler.on_thread_timer(thread, token)
                 });
             }
-            Alarm::Promote(key) => {
-                self.deliver(key, |conn, env, _| conn.handle_promote_deadline(env));
-                self.after(key, false);
+            Alarm::Promote(key, due) => {
+                let lacking = due.saturating_sub(self.attended);
+                if lacking.is_zero() {
+                    self.note_overdue(key, |overdue| overdue.promotion = true);
+                } else {
+                    // The thread was held up meanwhile: that time is not the peer's.
+                    self.local.set_timer(lacking, Alarm::Promote(key, due));
+                }
             }
             Alarm::Lifetime(key) => {
                 let frame = CloseFrame::new(CloseCode::POLICY_VIOLATION, "lifetime");

@@ -74,6 +74,7 @@ use crate::timer::Deadlines;
 use delivery::Delivery;
 use delivery::SocketWire;
 use drain::Draining;
+use expiry::Overdue;
 use mailbox::Command;
 
 /// A slot of the thread's receive buffer, where several receives are made at once: the length of
@@ -111,6 +112,11 @@ const ACCEPT_REST: Duration = Duration::from_millis(250);
 /// The longest sleep: a bound on what a missed wake-up could cost.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// Maximum time that one turn adds to the clock of the deadlines. A thread that was held up for
+/// longer, by a callback or because the process was stopped, could not hear its peers: the rest does
+/// not count against them.
+const ATTENDED_MAX: Duration = Duration::from_secs(1);
+
 struct Slot<S, D> {
     socket: S,
     conn: Conn<D>,
@@ -121,8 +127,8 @@ struct Slot<S, D> {
     /// The last read filled its slot, or was too long to be one of many: the next one gets the whole
     /// buffer, alone.
     large: bool,
-    /// In the list of connections whose peers have been silent for too long, and still so.
-    silent: bool,
+    /// A deadline that the peer has not met. Acted upon when a look at the socket brings nothing.
+    overdue: Overdue,
     /// In the list of connections to send to.
     touched: bool,
     writable_armed: bool,
@@ -150,8 +156,9 @@ pub struct Worker<B: Backend, H: Handler> {
     events: Vec<Event<B::Socket>>,
     /// Indexes whose deadlines a sweep has found.
     swept: Vec<u32>,
-    /// Connections whose deadlines have passed, and whose turn has yet to come.
-    silent: VecDeque<Key>,
+    /// Connections whose peers have missed a deadline, to be looked at before it is acted upon.
+    overdue: VecDeque<Key>,
+    /// Connections whose peers have taken no output for the write time-out, likewise.
     stalled: VecDeque<Key>,
     broadcasts: Vec<Prepared>,
     /// What callbacks ask for.
@@ -166,6 +173,8 @@ pub struct Worker<B: Backend, H: Handler> {
     shared: Arc<Shared>,
     spin: Spin,
     now: Duration,
+    /// Time for which this thread has attended to its sockets: the clock of the deadlines.
+    attended: Duration,
     /// Connections that may be accepted now.
     accepts: AcceptBudget,
     /// Accepting rests until then.
@@ -195,6 +204,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let accepts = AcceptBudget::new(env.accept_rate_max);
         let mut worker = Self {
             now: backend.now(),
+            attended: Duration::ZERO,
             backend,
             handler,
             conns: Slab::default(),
@@ -205,7 +215,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             touched: Vec::with_capacity(LISTS_LEN),
             events: Vec::with_capacity(LISTS_LEN),
             swept: Vec::new(),
-            silent: VecDeque::new(),
+            overdue: VecDeque::new(),
             stalled: VecDeque::new(),
             broadcasts: Vec::new(),
             local: Local::new(Arc::clone(remote.topic_counts()), &env),
@@ -248,16 +258,20 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// # Errors
     /// The backend failed.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.now = self.wait(timeout)?;
-        self.env.now = self.now;
+        let now = self.wait(timeout)?;
+        self.attended += (now - self.now).min(ATTENDED_MAX);
+        self.now = now;
+        self.env.now = now;
         let now_s = self.now.as_secs() as u32;
         if mem::replace(&mut self.env.now_s, now_s) != now_s {
             self.env.pool.trim();
         }
         self.local.now = self.now;
+        self.local.attended = self.attended;
         // Before anything sets a deadline, which counts from where the sweep has come to.
         self.sweep();
         self.handle_events();
+        self.look_for_overdue();
         self.receive();
         self.expire();
         self.drain_some();
@@ -423,7 +437,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Whether something is to be done that no event will announce.
     fn is_busy(&self) -> bool {
         let begun = !self.ready.is_empty() || !self.touched.is_empty();
-        let due = !self.silent.is_empty() || !self.stalled.is_empty();
+        let due = !self.overdue.is_empty() || !self.stalled.is_empty();
         let asked = !self.local.connects.is_empty() || self.local.pubsub.has_pending();
         begun || due || asked || !self.remote.mailbox(self.number).is_empty()
     }
@@ -466,7 +480,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     fn until_due(&self, now: Duration) -> Duration {
         let mut due = SLEEP_MAX;
         if !self.conns.is_empty() {
-            due = due.min(Deadlines::next_sweep(now));
+            let elapsed = now.saturating_sub(self.now);
+            let sweep = Deadlines::next_sweep(self.attended);
+            due = due.min(sweep.saturating_sub(elapsed));
         }
         let alarm = self.local.alarms.next();
         let drain = self.draining.as_ref().map(|_| now + drain::STEP);
@@ -605,11 +621,11 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         match slot.conn.deadline(renew, &self.env) {
             Deadline::Keep => {}
             Deadline::Set(ticks) => {
-                slot.silent = false;
+                slot.overdue.deadline = false;
                 self.silence.set(key.index, ticks);
             }
             Deadline::Clear => {
-                slot.silent = false;
+                slot.overdue.deadline = false;
                 self.silence.clear(key.index);
             }
         }
@@ -658,7 +674,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 }
                 slot.conn.handle_output_end();
                 if let Deadline::Set(ticks) = slot.conn.deadline(false, &self.env) {
-                    slot.silent = false;
+                    slot.overdue.deadline = false;
                     self.silence.set(key.index, ticks);
                 }
             }

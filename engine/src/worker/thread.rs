@@ -31,6 +31,8 @@ pub(super) struct Local<D> {
     pub(super) alarms: Alarms<Alarm>,
     /// The beginning of the turn.
     pub(super) now: Duration,
+    /// Time for which the thread has attended to its sockets.
+    pub(super) attended: Duration,
     pub(super) metrics: Arc<Recorder>,
     /// Where they can be read.
     pub(super) metrics_path: Option<Box<str>>,
@@ -90,8 +92,8 @@ pub(super) enum Alarm {
     Timer(Key, u64),
     /// A timer of the thread, with the handler's token.
     ThreadTimer(u64),
-    /// A connection has to have been promoted by now.
-    Promote(Key),
+    /// A connection has to have been promoted when the thread has attended for so long.
+    Promote(Key, Duration),
     /// A connection has been open for as long as it may.
     Lifetime(Key),
 }
@@ -107,6 +109,7 @@ impl<D> Local<D> {
             pubsub: PubSub::new(counts),
             alarms: Alarms::default(),
             now: Duration::ZERO,
+            attended: Duration::ZERO,
             metrics: Arc::clone(&env.metrics),
             metrics_path: env.metrics_path.clone(),
             timing: Timing::new(env.slow_callback),

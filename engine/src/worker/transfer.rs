@@ -260,7 +260,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     }
                 }
             }
-            Err(error) if reactor::would_block(&error) => return,
+            Err(error) if reactor::would_block(&error) => return self.found_nothing(key),
             Err(error) if reactor::is_exhausted(&error) => return self.receive_again(key),
             Err(error) => return self.lose(key, error),
         }
@@ -450,7 +450,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     self.backend.arm_writable(socket, Token::new(key));
                 }
                 // Renewed with each byte that the peer takes.
-                if sent > 0 || !self.stall.is_set(key.index) {
+                let runs = self.stall.is_set(key.index) || slot.overdue.awaits_room();
+                if sent > 0 || !runs {
                     self.set_stall(key);
                 }
             } else {

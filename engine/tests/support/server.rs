@@ -172,6 +172,7 @@ impl World {
                         register: 0,
                         accept: 0,
                         connect: 0,
+                        stall: 0,
                         ..Faults::all()
                     },
                 },
