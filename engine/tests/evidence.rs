@@ -581,3 +581,26 @@ fn g14_look_finds_room_that_no_wait_has_reported_evidence() {
     server.pass(Duration::from_secs(6));
     assert_eq!(server.ended().why, Why::TimedOut(Timeout::Write));
 }
+
+/// Looks are bounded: bytes without end do not put off the end of a peer that owes a Close frame.
+#[test]
+fn g14_looks_at_one_socket_are_bounded_evidence() {
+    const FLOOD_LEN: usize = 20 << 20;
+
+    let server = three_seconds();
+    let mut link = server.open();
+    link.send_text("close");
+    assert_eq!(link.next_frame().expect("a frame").opcode, Opcode::Close);
+    report_nothing(&server);
+    let flood = frame(Opcode::Binary, &[7; 60_000]);
+    arrive(&link, &flood.repeat(FLOOD_LEN / flood.len()));
+    server.pass(Duration::from_secs(60));
+    let ended = server.ended();
+    assert_eq!((ended.why, ended.clean), (Why::Closed, false));
+    let End::Sim(client, _) = &link.end else {
+        unreachable!("the world is simulated");
+    };
+    // More than a socket's largest receive buffer has been read, and not all.
+    let read = FLOOD_LEN - client.unread_len();
+    assert!((6 << 20..FLOOD_LEN - (1 << 20)).contains(&read), "{read}");
+}

@@ -37,6 +37,8 @@ pub(super) struct Overdue {
     promotion: bool,
     /// To take output: a send is being tried.
     stall: bool,
+    /// In the list of connections to be looked at.
+    queued: bool,
     /// Looks at the socket so far.
     looks: u8,
 }
@@ -80,7 +82,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if let Some(slot) = self.conns.get_mut(key) {
             note(&mut slot.overdue);
             slot.overdue.looks = 0;
-            self.overdue.push_back(key);
+            if !mem::replace(&mut slot.overdue.queued, true) {
+                self.overdue.push_back(key);
+            }
         }
     }
 
@@ -95,6 +99,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             let Some(slot) = self.conns.get_mut(key) else {
                 continue;
             };
+            slot.overdue.queued = false;
             if !slot.overdue.awaits_bytes() {
                 continue;
             }
@@ -110,6 +115,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             if !mem::replace(&mut slot.ready, true) {
                 self.ready.push_back(key);
             }
+            slot.overdue.queued = true;
             self.overdue.push_back(key);
         }
     }
@@ -129,8 +135,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let Some(slot) = self.conns.get_mut(key) else {
             return;
         };
-        let overdue = mem::take(&mut slot.overdue);
-        slot.overdue.stall = overdue.stall;
+        let overdue = slot.overdue;
+        slot.overdue.deadline = false;
+        slot.overdue.promotion = false;
         if overdue.deadline {
             self.deliver(key, |conn, env, sink| conn.handle_deadline(env, sink));
             self.after(key, true);
