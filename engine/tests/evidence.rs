@@ -444,17 +444,11 @@ fn g14_peer_that_sends_without_end_and_owes_a_close_ends(world: World) {
     assert_eq!(close.opcode, Opcode::Close);
     let flood = frame(Opcode::Binary, &[7; 60_000]);
     let began = Instant::now();
-    let mut rounds = 0;
     while server.log().closes().is_empty() {
-        let is_patient = server.is_sim() || began.elapsed() < PATIENCE;
-        assert!(
-            is_patient && rounds < 100_000,
-            "the connection does not end"
-        );
+        assert!(began.elapsed() < PATIENCE, "the connection does not end");
         // It may have ended.
         link.try_send(&flood);
         server.pass(Duration::from_millis(50));
-        rounds += 1;
     }
     let ended = server.ended();
     assert_eq!((ended.why, ended.clean), (Why::Closed, false));

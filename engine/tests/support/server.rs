@@ -95,6 +95,26 @@ pub enum Place {
     Sim(Rc<RefCell<SimServer<Probe>>>),
 }
 
+/// The limits of a live server, with time-outs that a busy machine does not reach in place of those
+/// that a test has left at their defaults.
+fn patient(mut limits: Limits) -> Limits {
+    let long = Duration::from_secs(240);
+    let default = Limits::default();
+    for (field, default) in [
+        (&mut limits.handshake_timeout, default.handshake_timeout),
+        (&mut limits.pong_timeout, default.pong_timeout),
+        (&mut limits.ping_interval, default.ping_interval),
+        (&mut limits.idle_timeout, default.idle_timeout),
+        (&mut limits.close_timeout, default.close_timeout),
+        (&mut limits.write_timeout, default.write_timeout),
+    ] {
+        if *field == default {
+            *field = long;
+        }
+    }
+    limits
+}
+
 impl Running {
     /// A server on the simulated network.
     pub fn simulated(settings: SimSettings, probe: Probe) -> Self {
@@ -181,7 +201,7 @@ impl World {
         }
         let mut builder = Server::builder()
             .handler(move |_| probe.clone())
-            .defaults(settings.base.limits(settings.limits))
+            .defaults(settings.base.limits(patient(settings.limits)))
             .threads(settings.threads.unwrap_or(1))
             .direct_descriptors(self == Self::UringDirect)
             .backend(match self {
