@@ -30,8 +30,8 @@ pub const BACKLOG: i32 = 1024;
 
 /// How long a killed process's ring may hold on to its listening socket and its locked memory, and
 /// how often to look whether it still does.
-const KILLED_RING_MAX: Duration = Duration::from_secs(1);
-const KILLED_RING_STEP: Duration = Duration::from_millis(20);
+pub(super) const KILLED_RING_MAX: Duration = Duration::from_secs(1);
+pub(super) const KILLED_RING_STEP: Duration = Duration::from_millis(20);
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,6 +166,12 @@ impl Listener {
             result => result?,
         }
         Self::listen(socket, Address::Unix(path.to_owned()))
+    }
+
+    /// A listener that lives only while a backend is tried out.
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    pub(super) fn for_trial(socket: Socket) -> io::Result<Self> {
+        Self::listen(socket, Address::Unix(PathBuf::new()))
     }
 
     /// Takes a socket that listens, or is bound: one that was inherited.
