@@ -474,7 +474,8 @@ impl Backend for UringBackend {
             outer.reset();
         }
         // Errors are those of a broken ring: nothing can go on. What passes is not an error.
-        let pending = self.look_at_others()?;
+        let has_others = self.rings.len() > 1;
+        let pending = has_others && self.look_at_others()?;
         let poll_only = timeout == Some(Duration::ZERO) || !self.stash.is_empty() || pending;
         if poll_only {
             self.rings[0].ring.enter(0, None)?;
@@ -482,7 +483,9 @@ impl Backend for UringBackend {
             self.rings[0].ring.enter(1, timeout)?;
         }
         self.reap(0);
-        self.look_at_others()?;
+        if has_others {
+            self.look_at_others()?;
+        }
         events.append(&mut self.stash);
         Ok(())
     }

@@ -136,7 +136,9 @@ impl Ring {
     /// # Safety
     /// The entry points to no memory.
     pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        self.check()?;
+        if self.broken.is_some() {
+            return self.check();
+        }
         // SAFETY: the entry points to no memory.
         while !unsafe { self.try_push(entry) } {
             self.enter(0, None)?;
@@ -171,7 +173,7 @@ impl Ring {
     }
 
     /// Returns the error that broke the ring.
-    #[inline]
+    #[cold]
     pub(super) fn check(&self) -> io::Result<()> {
         match self.broken {
             None => Ok(()),
@@ -186,7 +188,9 @@ impl Ring {
     /// # Errors
     /// The ring is broken, by this call or by one before.
     pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
-        self.check()?;
+        if self.broken.is_some() {
+            return self.check();
+        }
         self.submission.sync();
         let timespec = timeout.map(Timespec::from).unwrap_or_default();
         let mut args = SubmitArgs::new();
