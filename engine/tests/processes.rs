@@ -15,6 +15,7 @@ use std::process::Command;
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Duration;
+use std::time::Instant;
 
 use socket2::Domain;
 use socket2::Socket;
@@ -41,39 +42,103 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\
 #[test]
 #[ignore = "the server of the other tests"]
 fn child_server() {
-    let Ok(backend) = std::env::var("SOCKEYE_CHILD") else {
+    let variable = |name: &str| std::env::var(format!("SOCKEYE_CHILD{name}")).ok();
+    let Some(backend) = variable("") else {
         return;
     };
+    if let Some(denied) = variable("_DENY") {
+        deny(&denied);
+    }
+    let number = |name| variable(name).map(|text| text.parse::<u32>().expect("a number"));
     let mut builder = Server::builder()
         .on_message(|conn, message| {
             conn.send(message);
         })
-        .threads(1)
+        .threads(number("_THREADS").unwrap_or(1) as usize)
         .backend(backend.parse::<BackendChoice>().expect("a backend"));
-    if let Ok(connections) = std::env::var("SOCKEYE_CHILD_CONNECTIONS") {
-        builder = builder.connections_max(connections.parse().expect("a number"));
+    if let Some(connections) = number("_CONNECTIONS") {
+        builder = builder.connections_max(connections as usize);
     }
-    let bound = match std::env::var("SOCKEYE_CHILD_TLS") {
-        Ok(folder) => {
+    if let Some(connections) = number("_PER_ADDRESS") {
+        builder = builder.connections_per_address_max(connections);
+    }
+    let address = variable("_ADDRESS").unwrap_or_else(|| "127.0.0.1:0".to_owned());
+    let bound = match variable("_TLS") {
+        Some(folder) => {
             let folder = std::path::Path::new(&folder);
             let tls = ServerTls::from_pem_files(folder.join("chain"), folder.join("key"));
-            builder.bind_tls("127.0.0.1:0", &tls.expect("a certificate"))
+            builder.bind_tls(address.as_str(), &tls.expect("a certificate"))
         }
-        Err(_) => builder.bind("127.0.0.1:0"),
+        None => builder.bind(address.as_str()),
     };
-    let server = bound.expect("a free port");
-    let address = server.local_addr().clone();
-    let server = server.spawn().expect("it starts");
-    println!("\nlistening {address} {}", server.backend());
+    let server = match bound.and_then(Server::spawn) {
+        Ok(server) => server,
+        Err(error) => {
+            println!("\nfailed {error}");
+            return;
+        }
+    };
+    println!("\nlistening {} {}", server.local_addr(), server.backend());
     // Until the parent goes away.
-    let _ = std::io::stdin().read(&mut [0]);
+    let mut held = Vec::new();
+    for line in std::io::stdin().lines() {
+        match line.expect("a pipe").as_str() {
+            "take descriptors" => {
+                while let Ok(file) = std::fs::File::open("/dev/null") {
+                    held.push(file);
+                }
+            }
+            "give descriptors" => held.clear(),
+            _ => {}
+        }
+        let metrics = server.metrics().total();
+        let connections = server.connections();
+        println!(
+            "\nmetrics {} {} {connections}",
+            metrics.accept_pauses, metrics.refused
+        );
+    }
     std::process::exit(0);
+}
+
+/// Denies this thread, and those that it will start, a system call: `NUMBER:ERRNO`.
+fn deny(denied: &str) {
+    let (number, errno) = denied.split_once(':').expect("two numbers");
+    let number: i64 = number.parse().expect("a number");
+    let errno = errno.parse().expect("a number");
+    let filter = seccompiler::SeccompFilter::new(
+        [(number, Vec::new())].into(),
+        seccompiler::SeccompAction::Allow,
+        seccompiler::SeccompAction::Errno(errno),
+        std::env::consts::ARCH.try_into().expect("a known machine"),
+    );
+    let program: seccompiler::BpfProgram = filter
+        .and_then(TryInto::try_into)
+        .expect("a filter of one call");
+    seccompiler::apply_filter(&program).expect("seccomp is permitted");
+}
+
+/// How a server is started.
+#[derive(Clone, Copy, Default)]
+struct Options<'a> {
+    connections: Option<usize>,
+    /// The child's limit of descriptors, if not this process's.
+    descriptors: Option<usize>,
+    /// The child's limit of locked memory in KiB, which then holds for it: as root it would not.
+    locked_memory: Option<usize>,
+    /// A folder with `chain` and `key`.
+    tls: Option<&'a Path>,
+    /// A system call and its error: see `deny`.
+    denied: Option<&'a str>,
+    threads: Option<usize>,
+    per_address: Option<usize>,
+    address: Option<&'a str>,
 }
 
 struct ChildServer {
     process: Child,
     /// Kept open: the child's test harness may have something to say.
-    _output: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    output: std::io::Lines<BufReader<std::process::ChildStdout>>,
     address: SocketAddr,
     backend: String,
 }
@@ -81,46 +146,121 @@ struct ChildServer {
 impl ChildServer {
     /// `descriptors`: the child's limit, if not this process's.
     fn start(backend: &str, connections: Option<usize>, descriptors: Option<usize>) -> Self {
-        Self::start_with(backend, connections, descriptors, None)
+        let options = Options {
+            connections,
+            descriptors,
+            ..Options::default()
+        };
+        Self::start_with(backend, options)
     }
 
-    /// `tls`: a folder with `chain` and `key`.
-    fn start_with(
-        backend: &str,
-        connections: Option<usize>,
-        descriptors: Option<usize>,
-        tls: Option<&Path>,
-    ) -> Self {
+    fn start_with(backend: &str, options: Options<'_>) -> Self {
+        Self::try_start(backend, options).expect("it starts")
+    }
+
+    /// Starts a server; returns the error that it ends with.
+    fn try_start(backend: &str, options: Options<'_>) -> Result<Self, String> {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new("sh");
-        let limit = descriptors.map_or(String::new(), |count| format!("ulimit -n {count}; "));
+        let mut script = String::new();
+        if let Some(count) = options.descriptors {
+            script += &format!("ulimit -n {count}; ");
+        }
+        script += "exec ";
+        if let Some(kib) = options.locked_memory {
+            script.insert_str(0, &format!("ulimit -l {kib}; "));
+            if is_root() {
+                script += "setpriv --bounding-set=-ipc_lock --inh-caps=-ipc_lock ";
+            }
+        }
         command
             .arg("-c")
-            .arg(format!("{limit}exec \"$0\" \"$@\""))
+            .arg(format!("{script}\"$0\" \"$@\""))
             .arg(program)
             .args(["--exact", "child_server", "--ignored", "--nocapture"])
             .env("SOCKEYE_CHILD", backend)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        if let Some(connections) = connections {
-            command.env("SOCKEYE_CHILD_CONNECTIONS", connections.to_string());
+        let numbers = [
+            ("SOCKEYE_CHILD_CONNECTIONS", options.connections),
+            ("SOCKEYE_CHILD_THREADS", options.threads),
+            ("SOCKEYE_CHILD_PER_ADDRESS", options.per_address),
+        ];
+        for (name, number) in numbers {
+            if let Some(number) = number {
+                command.env(name, number.to_string());
+            }
         }
-        if let Some(folder) = tls {
+        if let Some(folder) = options.tls {
             command.env("SOCKEYE_CHILD_TLS", folder);
+        }
+        if let Some(denied) = options.denied {
+            command.env("SOCKEYE_CHILD_DENY", denied);
+        }
+        if let Some(address) = options.address {
+            command.env("SOCKEYE_CHILD_ADDRESS", address);
         }
         let mut process = command.spawn().expect("it can be started");
         let output = process.stdout.take().expect("it is piped");
         let mut lines = BufReader::new(output).lines();
         let line = lines
-            .find_map(|line| line.ok()?.strip_prefix("listening ").map(str::to_owned))
-            .expect("the server says where it listens");
-        let (address, backend) = line.split_once(' ').expect("two words");
-        Self {
-            process,
-            _output: lines,
-            address: address.parse().expect("an address"),
-            backend: backend.to_owned(),
+            .by_ref()
+            .map_while(Result::ok)
+            .find(|line| line.starts_with("listening ") || line.starts_with("failed "));
+        let Some(line) = line else {
+            let status = process.wait().expect("it has ended");
+            return Err(format!("it has ended without a word: {status}"));
+        };
+        if let Some(error) = line.strip_prefix("failed ") {
+            let _ = process.wait();
+            return Err(error.to_owned());
         }
+        let (address, backend) = line["listening ".len()..]
+            .split_once(' ')
+            .expect("two words");
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        Ok(Self {
+            process,
+            output: lines,
+            // A Unix socket's is the one that was given.
+            address: address.parse().unwrap_or(nowhere),
+            backend: backend.to_owned(),
+        })
+    }
+
+    /// Asks the child for something; returns its pauses of accepting, the connections that it
+    /// has refused, and those that it has.
+    fn ask(&mut self, what: &str) -> [u64; 3] {
+        let mut input = self.process.stdin.as_ref().expect("it is piped");
+        writeln!(input, "{what}").expect("the child runs");
+        let line = self
+            .output
+            .find_map(|line| line.ok()?.strip_prefix("metrics ").map(str::to_owned))
+            .expect("it answers");
+        let mut numbers = line.split(' ').map(|text| text.parse().expect("a number"));
+        [(); 3].map(|()| numbers.next().expect("three numbers"))
+    }
+
+    /// Asks until the answer is the wanted one.
+    fn ask_until(&mut self, is_wanted: impl Fn([u64; 3]) -> bool) {
+        let start = Instant::now();
+        loop {
+            let answer = self.ask("");
+            if is_wanted(answer) {
+                return;
+            }
+            assert!(start.elapsed() < support::PATIENCE, "still {answer:?}");
+        }
+    }
+
+    /// Whether the child may lock as much memory as it likes.
+    fn is_unlimited(&self) -> bool {
+        const CAP_IPC_LOCK: u64 = 1 << 14;
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = std::fs::read_to_string(path).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let capabilities = line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok());
+        capabilities.expect("a number") & CAP_IPC_LOCK != 0
     }
 
     /// Resident bytes.
@@ -175,6 +315,10 @@ fn expect_upgraded(stream: &mut TcpStream) {
         head.starts_with("HTTP/1.1 101 ") && head.ends_with("\r\n\r\n"),
         "{head}"
     );
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn echo(stream: &mut TcpStream) {
@@ -249,7 +393,13 @@ const IDLE_TLS_BYTES_MAX: usize = 3 * 1024;
 
 /// Resident bytes of the server for each of 5,000 connections, after an echo of 16 KiB on each.
 fn idle_bytes_after_large_echo(backend: &str, tls: Option<&Path>) -> f64 {
-    let server = ChildServer::start_with(backend, None, None, tls);
+    let server = ChildServer::start_with(
+        backend,
+        Options {
+            tls,
+            ..Options::default()
+        },
+    );
     let open = |number: usize| {
         let scheme = if tls.is_some() { "wss" } else { "ws" };
         let url = format!("{scheme}://localhost:{}/", server.address.port());
@@ -391,4 +541,267 @@ fn resource_direct_descriptors_span_rings() {
         }
     }
     streams.iter_mut().step_by(7).for_each(echo);
+}
+
+/// Further rings for direct descriptors cannot be made, for want of descriptors: who is served
+/// notices nothing, the others wait, and are served when there is room.
+#[test]
+fn resource_further_rings_run_out_of_descriptors() {
+    if !support::uring_works() {
+        return;
+    }
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Each ring takes two of them, and its table has as many slots.
+    let mut server = ChildServer::start("uring", Some(4_000), Some(64));
+    assert_eq!(server.backend, "io_uring, direct descriptors");
+    let mut streams: Vec<TcpStream> = (0..2_000)
+        .map(|number| {
+            let mut stream = server.connect(number);
+            stream.write_all(REQUEST).expect("sent");
+            stream
+        })
+        .collect();
+    server.ask_until(|[pauses, ..]| pauses >= 2);
+    let [_, refused, held] = server.ask("");
+    assert_eq!(refused, 0);
+    assert!((200..2_000).contains(&held), "{held} connections");
+    let held = held as usize - 100;
+    for stream in &mut streams[..held] {
+        expect_upgraded(stream);
+    }
+    streams[..held].iter_mut().step_by(17).for_each(echo);
+    drop(streams.drain(..held));
+    for stream in &mut streams {
+        expect_upgraded(stream);
+        echo(stream);
+    }
+}
+
+/// The same for want of locked memory.
+#[test]
+fn resource_further_rings_run_out_of_locked_memory() {
+    if !support::uring_works() {
+        return;
+    }
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let options = Options {
+        connections: Some(20_000),
+        descriptors: Some(400),
+        locked_memory: Some(1_500),
+        ..Options::default()
+    };
+    let mut server = match ChildServer::try_start("uring", options) {
+        Ok(server) if server.is_unlimited() => {
+            return println!("SKIPPED: locked memory cannot be limited here");
+        }
+        Ok(server) => server,
+        Err(error) => return println!("SKIPPED: {error}"),
+    };
+    let mut streams: Vec<TcpStream> = (0..2_500)
+        .map(|number| {
+            let mut stream = server.connect(number);
+            stream.write_all(REQUEST).expect("sent");
+            stream
+        })
+        .collect();
+    server.ask_until(|[pauses, ..]| pauses >= 2);
+    let [_, refused, held] = server.ask("");
+    assert_eq!(refused, 0);
+    assert!((300..2_500).contains(&held), "{held} connections");
+    streams.truncate(held as usize);
+    for stream in &mut streams {
+        expect_upgraded(stream);
+    }
+    streams.iter_mut().step_by(17).for_each(echo);
+}
+
+/// A direct socket's address costs a descriptor for a moment. Where there is none the limit on
+/// connections of one address holds all the same.
+#[test]
+fn resource_limit_per_address_holds_without_descriptors() {
+    if !support::uring_works() {
+        return;
+    }
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let options = Options {
+        connections: Some(4_000),
+        descriptors: Some(300),
+        per_address: Some(2),
+        ..Options::default()
+    };
+    let mut server = ChildServer::start_with("uring", options);
+    assert_eq!(server.backend, "io_uring, direct descriptors");
+    let mut first = [server.open(0), server.open(1)];
+    let [_, refused, _] = server.ask("take descriptors");
+    for number in 0..3 {
+        let mut stream = server.connect(number);
+        let end = stream.read(&mut [0]);
+        assert!(!matches!(end, Ok(1..)), "{end:?}");
+    }
+    let [pauses, refused_now, held] = server.ask("");
+    assert!(pauses >= 1);
+    assert_eq!((refused_now - refused, held), (3, 2));
+    first.iter_mut().for_each(echo);
+    drop(first);
+    server.ask("give descriptors");
+    // The server notices in its own time that the first two are gone.
+    server.ask_until(|[.., held]| held == 0);
+    let mut again = [server.open(0), server.open(1)];
+    again.iter_mut().for_each(echo);
+    let mut third = server.connect(0);
+    assert!(!matches!(third.read(&mut [0]), Ok(1..)));
+}
+
+/// Numbers of `io_uring_setup`, `io_uring_enter` and `io_uring_register`, on every machine.
+const URING_CALLS: [(&str, u32); 3] = [
+    ("io_uring_setup", 425),
+    ("io_uring_enter", 426),
+    ("io_uring_register", 427),
+];
+
+/// A filter that denies one of io_uring's calls: `auto` runs on epoll and says why.
+#[test]
+fn fallback_seccomp_leads_to_epoll() {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (name, number) in URING_CALLS {
+        for (errno, why) in [(1, "not permitted"), (38, "not in this kernel, or denied")] {
+            for connections in [None, Some(100_000)] {
+                let denied = format!("{number}:{errno}");
+                let options = Options {
+                    connections,
+                    denied: Some(&denied),
+                    threads: Some(2),
+                    ..Options::default()
+                };
+                let server = ChildServer::start_with("auto", options);
+                let want = format!("epoll (io_uring unavailable: {name}");
+                let backend = &server.backend;
+                let context = format!("{name} {errno} {connections:?}: {backend}");
+                // Where io_uring does not work at all another call may be the first to fail.
+                if support::uring_works() {
+                    assert!(backend.starts_with(&want), "{context}");
+                    assert!(backend.contains(why), "{context}");
+                }
+                assert!(backend.starts_with("epoll ("), "{context}");
+                echo(&mut server.open(0));
+
+                let error = ChildServer::try_start("uring", options).err();
+                let error = error.expect("io_uring is denied");
+                assert!(error.starts_with("set io_uring up: "), "{context}: {error}");
+            }
+        }
+    }
+}
+
+/// Locked memory for none of the threads, and for some of them.
+#[test]
+fn fallback_locked_memory_leads_to_epoll() {
+    if !support::uring_works() {
+        return;
+    }
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (kib, threads) in [(16, 1), (64, 2), (500, 2), (1_500, 8)] {
+        let options = Options {
+            locked_memory: Some(kib),
+            threads: Some(threads),
+            ..Options::default()
+        };
+        let server = match ChildServer::try_start("auto", options) {
+            Ok(server) if server.is_unlimited() => {
+                return println!("SKIPPED: locked memory cannot be limited here");
+            }
+            Ok(server) => server,
+            Err(error) => return println!("SKIPPED: {error}"),
+        };
+        let want = format!(
+            "epoll (io_uring unavailable: io_uring_setup: out of locked memory: \
+             RLIMIT_MEMLOCK is {kib} KiB)"
+        );
+        assert_eq!(server.backend, want);
+        echo(&mut server.open(0));
+        let error = ChildServer::try_start("uring", options).err();
+        let want = want.replace("epoll (io_uring unavailable: ", "set io_uring up: ");
+        assert_eq!(error, Some(want.trim_end_matches(')').to_owned()));
+    }
+}
+
+/// Descriptors for less than the threads need: an error, or epoll; never a panic.
+#[test]
+fn fallback_few_descriptors_are_an_error_or_epoll() {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut started = 0;
+    for descriptors in (8..48).step_by(2) {
+        let options = Options {
+            descriptors: Some(descriptors),
+            threads: Some(4),
+            ..Options::default()
+        };
+        for backend in ["auto", "uring", "poll"] {
+            match ChildServer::try_start(backend, options) {
+                Ok(server) => {
+                    started += 1;
+                    // It may have none left for a connection, which waits then.
+                    drop(server);
+                }
+                Err(error) => {
+                    assert!(
+                        error.contains("Too many open files")
+                            || error.contains("out of descriptors: RLIMIT_NOFILE is")
+                            || backend == "uring" && error.contains("io_uring"),
+                        "{backend}, {descriptors}: {error}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(started > 0);
+}
+
+/// A server that is killed and started again at once has its Unix socket.
+fn unix_socket_is_bound_again_after_a_kill(backend: &str) {
+    if backend == "uring" && !support::uring_works() {
+        return;
+    }
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let name = format!("sockeye-restart-{backend}-{}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let address = format!("unix:{}", path.display());
+    let options = Options {
+        address: Some(&address),
+        ..Options::default()
+    };
+    for _ in 0..10 {
+        // Killed when it is dropped.
+        drop(ChildServer::start_with(backend, options));
+    }
+    let live = ChildServer::start_with(backend, options);
+    let error = ChildServer::try_start(backend, options).err();
+    let error = error.expect("the path is in use");
+    assert!(error.contains("in use"), "{error}");
+    drop(live);
+    std::fs::remove_file(path).expect("it is there");
+}
+
+#[test]
+fn unix_socket_is_bound_again_after_a_kill_on_uring() {
+    unix_socket_is_bound_again_after_a_kill("uring");
+}
+
+#[test]
+fn unix_socket_is_bound_again_after_a_kill_on_poll() {
+    unix_socket_is_bound_again_after_a_kill("poll");
 }

@@ -67,6 +67,7 @@ pub fn connect(target: &Target, timeout: Duration) -> io::Result<Socket> {
 }
 
 fn ip_socket(address: SocketAddr, target: &Target) -> io::Result<Socket> {
+    // Each error costs this one connection.
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_tcp_nodelay(true)?;
     #[cfg(target_os = "linux")]

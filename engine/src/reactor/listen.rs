@@ -16,6 +16,10 @@ use std::str::FromStr;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::event::poll;
 use socket2::Domain;
 use socket2::SockAddr;
 use socket2::Socket;
@@ -24,8 +28,10 @@ use socket2::Type;
 /// Connections that the kernel may have accepted for us.
 pub const BACKLOG: i32 = 1024;
 
-/// How long a killed process's ring may hold on to its listening socket.
-const KILLED_RING_MAX: Duration = Duration::from_secs(1);
+/// How long a killed process's ring may hold on to its listening socket and its locked memory, and
+/// how often to look whether it still does.
+pub(super) const KILLED_RING_MAX: Duration = Duration::from_secs(1);
+pub(super) const KILLED_RING_STEP: Duration = Duration::from_millis(20);
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +86,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens. Port zero is replaced by one that is free.
+    /// Listens. Port zero is replaced by one that is free. As all that makes listeners it is for
+    /// a start, which its errors end.
     ///
     /// # Errors
     /// The address is in use, not of this machine, or may not be used.
@@ -111,7 +118,7 @@ impl Listener {
                     if error.kind() == io::ErrorKind::AddrInUse
                         && start.elapsed() < KILLED_RING_MAX =>
                 {
-                    std::thread::sleep(KILLED_RING_MAX / 50);
+                    std::thread::sleep(KILLED_RING_STEP);
                 }
                 result => return result,
             }
@@ -149,13 +156,22 @@ impl Listener {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         let address = SockAddr::unix(path)?;
         match socket.bind(&address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path) => {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && becomes_abandoned(path, &address) =>
+            {
                 std::fs::remove_file(path)?;
                 socket.bind(&address)?;
             }
             result => result?,
         }
         Self::listen(socket, Address::Unix(path.to_owned()))
+    }
+
+    /// A listener that lives only while a backend is tried out.
+    #[cfg(all(feature = "uring", target_os = "linux"))]
+    pub(super) fn for_trial(socket: Socket) -> io::Result<Self> {
+        Self::listen(socket, Address::Unix(PathBuf::new()))
     }
 
     /// Takes a socket that listens, or is bound: one that was inherited.
@@ -225,12 +241,50 @@ impl Listener {
     }
 }
 
-/// Whether a path is a socket that nobody listens on: what a killed process leaves behind.
-fn is_abandoned(path: &Path) -> bool {
+/// Whether a path is a socket that nobody listens on, or soon will be: what a killed process
+/// leaves behind.
+///
+/// As with TCP, the ring of a killed process may hold its listener for a moment. A connection
+/// that is made meanwhile ends with the listener; one to a live server does not.
+fn becomes_abandoned(path: &Path, address: &SockAddr) -> bool {
     let is_socket =
         std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused)
+    if !is_socket {
+        return false;
+    }
+    let start = Instant::now();
+    loop {
+        match connect_now(address) {
+            Ok(connection) => {
+                wait_for_end(&connection, KILLED_RING_MAX.saturating_sub(start.elapsed()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return true,
+            Err(_) => {}
+        }
+        if start.elapsed() >= KILLED_RING_MAX {
+            return false;
+        }
+        std::thread::sleep(KILLED_RING_STEP);
+    }
+}
+
+/// Connects without waiting: a listener whose backlog is full is there (EAGAIN).
+fn connect_now(address: &SockAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(address)?;
+    Ok(socket)
+}
+
+/// Waits until the other end of a connection is gone.
+fn wait_for_end(connection: &Socket, timeout: Duration) {
+    let timeout = Timespec {
+        tv_sec: timeout.as_secs() as _,
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    let mut polled = [PollFd::new(connection, PollFlags::empty())];
+    // An error ends the wait early, and the caller looks again.
+    let _ = poll(&mut polled, Some(&timeout));
 }
 
 #[cfg(test)]
@@ -278,6 +332,26 @@ mod tests {
         drop(first);
         Listener::bind(&address).expect("nobody listens");
         std::fs::remove_file(&path).expect("it is there");
+
+        // A listener that another descriptor holds for a moment, as the ring of a killed process
+        // does: nobody accepts from it. Its backlog may be full.
+        for waiting in [0, 1, 2 * BACKLOG as usize] {
+            let dying = Listener::bind(&address).expect("the path is free");
+            let remote = SockAddr::unix(&path).expect("a path");
+            let clients: Vec<_> = (0..waiting).map(|_| connect_now(&remote)).collect();
+            let next = std::thread::spawn({
+                let address = address.clone();
+                move || Listener::bind(&address)
+            });
+            // Not before the other has looked, or could have.
+            let mut polled = [PollFd::new(&dying.socket, PollFlags::IN)];
+            poll(&mut polled, None).expect("somebody connects");
+            drop(dying);
+            let next = next.join().expect("it does not panic");
+            next.expect("the old listener is gone");
+            drop(clients);
+            std::fs::remove_file(&path).expect("it is there");
+        }
 
         std::fs::write(&path, "a file").expect("the path is free");
         let error = Listener::bind(&address).expect_err("not a socket");

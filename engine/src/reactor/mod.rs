@@ -16,11 +16,14 @@
 //!    until a read is short or would block, or remembers that it has not; where the event says
 //!    `hangup`, until the end of the stream or an error.
 //! 4. [`Backend::recv_many`] and [`Backend::send_many`] never wait. They borrow memory until
-//!    they return; nothing that outlives a call points to memory of the caller's.
+//!    they return; nothing that outlives a call points to memory of the caller's, in flight or
+//!    queued, whatever fails. Operations that were not carried out have an error as their result.
 //! 5. A short send is followed by [`Backend::arm_writable`] and one event when there is room.
 //! 6. Accepting ends by itself when the system runs out of something, with
 //!    [`Event::AcceptFailed`]; what is in the backlog stays there until
 //!    [`Backend::resume_accept`].
+//! 7. [`Backend::wait`] fails only when nothing can go on. An error that costs one connection is
+//!    the result of the call about that connection.
 //!
 //! There are three: `uring` (io_uring), `poll` (epoll or kqueue, through the crate `mio`) and
 //! `sim` (a simulated network in virtual time).

@@ -66,6 +66,7 @@ impl PollBackend {
     /// # Errors
     /// Out of descriptors or memory.
     pub fn new(listeners: Vec<Listener>) -> io::Result<Self> {
+        // Errors here are those of a start: what has been made is dropped.
         let poll = Poll::new()?;
         let waker = Arc::new(mio::Waker::new(poll.registry(), MioToken(WAKER))?);
         let mut acceptors = Vec::new();
@@ -149,6 +150,8 @@ impl Backend for PollBackend {
         };
         match self.poll.poll(&mut self.ready, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // What is left (epoll_wait(2): EBADF, EFAULT, EINVAL) cannot come of a descriptor and
+            // a buffer that are the poll's own. It would end the thread.
             result => result?,
         }
         for ready in &self.ready {

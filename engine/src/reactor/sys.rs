@@ -10,6 +10,10 @@ use rustix::net;
 use rustix::net::RecvFlags;
 use rustix::net::SendAncillaryBuffer;
 use rustix::net::SendFlags;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+pub(super) use rustix::process::Resource;
+#[cfg(all(feature = "uring", target_os = "linux"))]
+use rustix::process::getrlimit;
 use socket2::SockRef;
 use socket2::Socket;
 
@@ -121,17 +125,13 @@ pub fn is_exhausted(error: &io::Error) -> bool {
 }
 
 /// The most descriptors that this process may have.
-#[cfg_attr(not(feature = "uring"), allow(dead_code))]
+#[cfg(all(feature = "uring", target_os = "linux"))]
 pub(super) fn descriptor_limit() -> usize {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is writable until the call returns.
-    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    if result == 0 {
-        limit.rlim_cur as usize
-    } else {
-        1024
-    }
+    limit(Resource::Nofile).map_or(usize::MAX, |limit| limit as usize)
+}
+
+/// A limit of this process (getrlimit(2)); `None` if there is none.
+#[cfg(all(feature = "uring", target_os = "linux"))]
+pub(super) fn limit(resource: Resource) -> Option<u64> {
+    getrlimit(resource).current
 }

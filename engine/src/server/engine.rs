@@ -24,9 +24,9 @@ use crate::worker::Shared;
 use crate::worker::Worker;
 
 use super::MakeHandler;
-use super::Mechanism;
 use super::Server;
 use super::builder::NewBuilder;
+use super::plan::Plan;
 
 #[cfg(feature = "poll")]
 use crate::reactor::poll::PollBackend;
@@ -116,8 +116,7 @@ impl Handler for NoHandler {
 
 impl<H: Handler> Engine<H> {
     pub(super) fn start<M: MakeHandler<Handler = H>>(server: Server<M>) -> Result<Self> {
-        let (mechanism, description) = super::choose(&server.settings)?;
-        log::info!("{description}");
+        let plan = Plan::new(&server.settings);
         let remote = Remote::new(1);
         let shared = Arc::new(
             Shared::new(server.settings.connections_max)
@@ -127,22 +126,39 @@ impl<H: Handler> Engine<H> {
         let handler = server.make.make(0);
         let listeners = server.listeners.into_iter().next().unwrap_or_default();
         let spin = Spin::new(1, reactor::allowed_cpus());
-        let set_up = Error::io("set a backend up");
         let (to_worker, with_all) = (remote.clone(), Arc::clone(&shared));
-        let worker = match mechanism {
-            #[cfg(all(feature = "uring", target_os = "linux"))]
-            Mechanism::Uring { direct_connections } => {
-                let backend = UringBackend::new(listeners, direct_connections).map_err(set_up)?;
-                let worker = Worker::new(backend, handler, env, 0, to_worker, with_all, spin);
-                AnyWorker::Uring(worker)
-            }
-            #[cfg(feature = "poll")]
-            Mechanism::Poll => {
-                let backend = PollBackend::new(listeners).map_err(set_up)?;
-                let worker = Worker::new(backend, handler, env, 0, to_worker, with_all, spin);
-                AnyWorker::Poll(worker)
-            }
+        let mut tried = None;
+        #[cfg(all(feature = "uring", target_os = "linux"))]
+        let mut uring = None;
+        #[cfg(all(feature = "uring", target_os = "linux"))]
+        if let Some(plan) = plan.uring() {
+            let made = UringBackend::prepare(listeners.len(), plan.direct_connections);
+            tried = Some(made.map(|backend| uring = Some(backend)));
+        }
+        let (_, description) = plan.decide(tried.take())?;
+        log::info!("{description}");
+        #[cfg(all(feature = "uring", target_os = "linux"))]
+        if let Some(mut backend) = uring {
+            backend.listen(listeners);
+            let worker = Worker::new(backend, handler, env, 0, to_worker, with_all, spin);
+            return Ok(Self {
+                worker: AnyWorker::Uring(worker),
+                addresses: server.addresses,
+                description,
+                remote,
+                shared,
+            });
+        }
+        #[cfg(not(feature = "poll"))]
+        return Err(super::plan::no_backend(""));
+        #[cfg(feature = "poll")]
+        let worker = {
+            let backend = PollBackend::new(listeners).map_err(Error::io("set a backend up"))?;
+            AnyWorker::Poll(Worker::new(
+                backend, handler, env, 0, to_worker, with_all, spin,
+            ))
         };
+        #[cfg(feature = "poll")]
         Ok(Self {
             worker,
             addresses: server.addresses,

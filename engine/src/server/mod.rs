@@ -4,6 +4,7 @@
 mod builder;
 mod closures;
 mod engine;
+mod plan;
 
 pub use builder::BackendChoice;
 pub use builder::Builder;
@@ -38,6 +39,9 @@ use crate::worker::Shared;
 use crate::worker::Worker;
 
 use builder::Settings;
+use plan::Ballot;
+use plan::Plan;
+use plan::Vote;
 
 /// A server that listens and does not accept yet.
 #[derive(Debug)]
@@ -54,15 +58,6 @@ impl Server<()> {
     pub fn builder() -> NewBuilder {
         NewBuilder::new()
     }
-}
-
-/// The mechanism that runs: decided once, at the start.
-#[derive(Clone, Copy, Debug)]
-enum Mechanism {
-    #[cfg(all(feature = "uring", target_os = "linux"))]
-    Uring { direct_connections: Option<usize> },
-    #[cfg(feature = "poll")]
-    Poll,
 }
 
 impl<M: MakeHandler> Server<M> {
@@ -87,8 +82,8 @@ impl<M: MakeHandler> Server<M> {
     /// # Errors
     /// What kept a thread from starting.
     pub fn spawn(self) -> Result<Handle> {
-        let (mechanism, description) = choose(&self.settings)?;
-        log::info!("{description}");
+        let plan = Plan::new(&self.settings);
+        let mut ballot = Ballot::new();
         let threads = self.listeners.len();
         let remote = Remote::new(threads);
         let shared = Arc::new(
@@ -99,7 +94,7 @@ impl<M: MakeHandler> Server<M> {
         let (started, starts) = mpsc::channel();
         let mut handle = Handle {
             addresses: self.addresses,
-            description,
+            description: String::new(),
             remote: remote.clone(),
             shared: Arc::clone(&shared),
             threads: Vec::new(),
@@ -119,20 +114,39 @@ impl<M: MakeHandler> Server<M> {
                 remote: remote.clone(),
                 shared: Arc::clone(&shared),
                 started: started.clone(),
+                vote: if plan.has_vote() { ballot.vote() } else { None },
             };
             let thread = thread::Builder::new()
                 .name(format!("sockeye-{number}"))
-                .spawn(move || start.run(mechanism))
+                .spawn(move || start.run(plan))
                 .map_err(Error::io("spawn a thread"));
             match thread {
                 Ok(thread) => handle.threads.push(thread),
                 Err(error) => {
+                    drop(ballot);
                     handle.shutdown();
                     return Err(error);
                 }
             }
         }
         drop(started);
+        let tried = plan.has_vote().then(|| ballot.count());
+        match plan.decide(tried) {
+            Ok((verdict, description)) => {
+                log::info!("{description}");
+                handle.description = description;
+                ballot.announce(verdict);
+            }
+            Err(error) => {
+                // The threads end, and let go of their listeners.
+                drop(ballot);
+                handle.shutdown();
+                for thread in handle.threads {
+                    let _ = thread.join();
+                }
+                return Err(error);
+            }
+        }
         for _ in 0..threads {
             // A thread that panics before it has started says nothing.
             let result = starts.recv().unwrap_or_else(|_| {
@@ -148,50 +162,6 @@ impl<M: MakeHandler> Server<M> {
     }
 }
 
-/// Decides which mechanism runs, and says why.
-fn choose(settings: &Settings) -> Result<(Mechanism, String)> {
-    #[cfg(all(feature = "uring", target_os = "linux"))]
-    let refusal = if settings.backend == BackendChoice::Poll {
-        String::new()
-    } else {
-        use crate::reactor::uring;
-        match uring::probe() {
-            Ok(()) => {
-                let wanted = settings.connections_max.unwrap_or(0);
-                let regular_max = uring::regular_connections_max();
-                let direct = settings.direct_descriptors.unwrap_or(wanted > regular_max);
-                let connections = settings.connections_max.unwrap_or(regular_max);
-                let mechanism = Mechanism::Uring {
-                    direct_connections: direct.then_some(connections),
-                };
-                let kind = if direct { "direct" } else { "regular" };
-                return Ok((mechanism, format!("io_uring, {kind} descriptors")));
-            }
-            Err(error) if settings.backend == BackendChoice::Uring => {
-                return Err(Error::io("set io_uring up")(error));
-            }
-            Err(error) => format!(" (io_uring does not work here: {error})"),
-        }
-    };
-    #[cfg(not(all(feature = "uring", target_os = "linux")))]
-    let (refusal, _) = (String::new(), settings);
-
-    #[cfg(feature = "poll")]
-    {
-        let name = if cfg!(target_os = "linux") {
-            "epoll"
-        } else {
-            "kqueue"
-        };
-        Ok((Mechanism::Poll, format!("{name}{refusal}")))
-    }
-    #[cfg(not(feature = "poll"))]
-    {
-        let error = io::Error::new(io::ErrorKind::Unsupported, refusal);
-        Err(Error::io("find a backend")(error))
-    }
-}
-
 /// What a thread starts with.
 struct Start<M> {
     number: usize,
@@ -201,6 +171,12 @@ struct Start<M> {
     remote: Remote,
     shared: Arc<Shared>,
     started: mpsc::Sender<Result<()>>,
+    /// Its part in the choice of the backend; none if there is no choice.
+    #[cfg_attr(
+        not(all(feature = "uring", target_os = "linux")),
+        allow(dead_code, reason = "there is no choice")
+    )]
+    vote: Option<Vote>,
 }
 
 /// Ends the other threads when one ends, in whatever way: a port that one thread has left would
@@ -214,20 +190,42 @@ impl Drop for EndsAll {
 }
 
 impl<M: MakeHandler> Start<M> {
-    fn run(mut self, mechanism: Mechanism) -> Result<()> {
+    #[cfg_attr(
+        not(all(feature = "uring", target_os = "linux")),
+        allow(unused_variables, reason = "there is no choice")
+    )]
+    fn run(mut self, plan: Plan) -> Result<()> {
         let _ends_all = EndsAll(self.remote.clone());
         let listeners = std::mem::take(&mut self.listeners);
-        match mechanism {
-            #[cfg(all(feature = "uring", target_os = "linux"))]
-            Mechanism::Uring { direct_connections } => {
-                use crate::reactor::uring::UringBackend;
-                self.serve(UringBackend::new(listeners, direct_connections))
+        #[cfg(all(feature = "uring", target_os = "linux"))]
+        if let (Some(plan), Some(vote)) = (plan.uring(), self.vote.take()) {
+            use crate::reactor::uring::UringBackend;
+            use plan::Verdict;
+
+            let made = UringBackend::prepare(listeners.len(), plan.direct_connections);
+            let (backend, works) = match made {
+                Ok(backend) => (Some(backend), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            match (vote.cast(works), backend) {
+                (Some(Verdict::Keep), Some(mut backend)) => {
+                    backend.listen(listeners);
+                    return self.serve(Ok(backend));
+                }
+                (Some(_), backend) => drop(backend),
+                (None, _) => return Ok(()),
             }
-            #[cfg(feature = "poll")]
-            Mechanism::Poll => {
-                use crate::reactor::poll::PollBackend;
-                self.serve(PollBackend::new(listeners))
-            }
+        }
+        #[cfg(feature = "poll")]
+        {
+            use crate::reactor::poll::PollBackend;
+            self.serve(PollBackend::new(listeners))
+        }
+        #[cfg(not(feature = "poll"))]
+        {
+            // There is nothing to fall back to: the start has failed, or will.
+            drop(listeners);
+            Ok(())
         }
     }
 

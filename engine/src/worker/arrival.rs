@@ -9,6 +9,7 @@ use crate::conn::Conn;
 use crate::connect::Connect;
 use crate::error::ConfigError;
 use crate::pubsub::Subscriptions;
+use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::PeerAddr;
 use crate::reactor::Token;
@@ -42,7 +43,11 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if self.env.proxies.is_some() || self.shared.counts_addresses() {
             let peer = match self.backend.peer_addr(socket) {
                 Ok(PeerAddr::Ip(address)) => Some(address.ip()),
-                Ok(PeerAddr::Unix) | Err(_) => None,
+                Ok(PeerAddr::Unix) => None,
+                Err(error) => {
+                    self.shared.release();
+                    return self.refuse_unknown(socket, &error);
+                }
             };
             let proxies = self.env.proxies.as_ref();
             let counted = peer.and_then(|peer| conn::counted_address(peer, proxies));
@@ -74,6 +79,17 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     fn refuse(&mut self, socket: B::Socket) {
         self.env.metrics.refused.add(1);
         self.backend.close(socket, None);
+    }
+
+    /// Refuses a connection whose address cannot be had, where limits or trust depend on it.
+    #[cold]
+    fn refuse_unknown(&mut self, socket: B::Socket, error: &io::Error) {
+        if reactor::is_exhausted(error) {
+            self.env.metrics.exhausted.add(1);
+            log::warn!("refusing a connection and pausing accept: no peer address: {error}");
+            self.rest_accepting();
+        }
+        self.refuse(socket);
     }
 
     fn add(&mut self, socket: B::Socket, conn: Conn<H::Data>) -> Key {

@@ -13,7 +13,6 @@ use crate::reactor::sys;
 
 use super::ACCEPT;
 use super::NO_RING;
-use super::RingState;
 use super::UringBackend;
 use super::UringSocket;
 
@@ -42,15 +41,41 @@ pub(super) struct Acceptor {
 }
 
 impl UringBackend {
-    /// Accepts on every listener that may and does not.
-    pub(super) fn arm_accepts(&mut self) -> io::Result<()> {
+    /// Takes listeners to accept from, in place of those before, none of which has an accept in
+    /// flight.
+    pub(super) fn accept_from(&mut self, listeners: Vec<Listener>) {
+        debug_assert!(self.is_accept_idle());
+        let acceptor = |listener| Acceptor {
+            listener,
+            state: AcceptState::Idle,
+        };
+        self.acceptors = listeners.into_iter().map(acceptor).collect();
+    }
+
+    /// Whether no accept is in flight.
+    pub(super) fn is_accept_idle(&self) -> bool {
+        let idle = |acceptor: &Acceptor| acceptor.state == AcceptState::Idle;
+        self.acceptors.iter().all(idle)
+    }
+
+    /// Accepting stops until it is resumed; the next wait reports why.
+    fn stop_accepting(&mut self, error: io::Error) {
+        self.accepting = false;
+        self.stash.push(Event::AcceptFailed(error));
+    }
+
+    /// Accepts on every listener that may and does not. Where another ring is needed and cannot
+    /// be made, accepting stops.
+    pub(super) fn arm_accepts(&mut self) {
         if !self.accepting || self.acceptors.is_empty() {
-            return Ok(());
+            return;
         }
         let spare = slots_spare(self.acceptors.len());
         let mut free = usize::MAX;
         if self.direct.is_some() {
-            self.choose_ring()?;
+            if let Err(error) = self.choose_ring() {
+                return self.stop_accepting(error);
+            }
             let ring = &self.rings[self.accept_ring];
             free = ring.slots - ring.slots_used;
         }
@@ -85,9 +110,8 @@ impl UringBackend {
             };
             self.acceptors[index].state = state;
             let user_data = Self::accept_user_data(index, self.accept_ring);
-            self.push(self.accept_ring, &entry.user_data(user_data))?;
+            self.queue(self.accept_ring, &entry.user_data(user_data));
         }
-        Ok(())
     }
 
     fn accept_user_data(acceptor: usize, ring: usize) -> u64 {
@@ -101,60 +125,12 @@ impl UringBackend {
         ) {
             self.acceptors[index].state = AcceptState::Cancelled;
             let user_data = Self::accept_user_data(index, self.accept_ring);
-            self.push_quietly(
-                self.accept_ring,
-                opcode::AsyncCancel::new(user_data).build(),
-            );
+            let cancel = opcode::AsyncCancel::new(user_data).build();
+            self.queue_quietly(self.accept_ring, cancel);
         }
     }
 
-    /// A ring whose table has room for a connection that is made here.
-    pub(super) fn ring_with_room(&mut self) -> io::Result<usize> {
-        let spare = self.acceptors.len();
-        let has_room = |ring: &RingState| ring.slots - ring.slots_used > spare;
-        if has_room(&self.rings[self.accept_ring]) {
-            return Ok(self.accept_ring);
-        }
-        if let Some(ring) = self.rings.iter().position(has_room) {
-            return Ok(ring);
-        }
-        let rings_max = self.direct.map_or(0, |direct| direct.rings_max);
-        if self.rings.len() >= rings_max {
-            return Err(io::Error::from_raw_os_error(libc::ENFILE));
-        }
-        self.add_ring()?;
-        Ok(self.rings.len() - 1)
-    }
-
-    /// Goes on to a ring whose table has room, if the current one has none and no accept is in
-    /// flight there.
-    fn choose_ring(&mut self) -> io::Result<()> {
-        let Some(direct) = self.direct else {
-            return Ok(());
-        };
-        let idle = |acceptor: &Acceptor| acceptor.state == AcceptState::Idle;
-        let spare = self.acceptors.len() + 1;
-        let is_full = |ring: &RingState| ring.slots - ring.slots_used <= spare;
-        if !is_full(&self.rings[self.accept_ring]) || !self.acceptors.iter().all(idle) {
-            return Ok(());
-        }
-        let emptiest = (0..self.rings.len()).min_by_key(|&ring| self.rings[ring].slots_used);
-        if let Some(ring) = emptiest.filter(|&ring| !is_full(&self.rings[ring])) {
-            self.accept_ring = ring;
-        } else if self.rings.len() < direct.rings_max {
-            self.add_ring()?;
-            self.accept_ring = self.rings.len() - 1;
-        }
-        Ok(())
-    }
-
-    pub(super) fn handle_accept(
-        &mut self,
-        ring: usize,
-        index: usize,
-        result: i32,
-        more: bool,
-    ) -> io::Result<()> {
+    pub(super) fn handle_accept(&mut self, ring: usize, index: usize, result: i32, more: bool) {
         if result >= 0 {
             let socket = if self.direct.is_some() {
                 self.rings[ring].slots_used += 1;
@@ -174,13 +150,14 @@ impl UringBackend {
             });
         }
         if !more {
-            self.acceptors[index].state = AcceptState::Idle;
+            if let Some(acceptor) = self.acceptors.get_mut(index) {
+                acceptor.state = AcceptState::Idle;
+            }
             let error = io::Error::from_raw_os_error(-result);
             if result < 0 && sys::is_exhausted(&error) {
-                self.accepting = false;
-                self.stash.push(Event::AcceptFailed(error));
+                self.stop_accepting(error);
             }
         }
-        self.arm_accepts()
+        self.arm_accepts();
     }
 }

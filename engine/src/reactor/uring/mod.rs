@@ -2,8 +2,9 @@
 //!
 //! Receives and sends are submitted with `MSG_DONTWAIT`, so each completes while it is
 //! submitted, and the call that submits it takes its completion: **no request in flight points
-//! to memory**. What stays in flight (accepts, polls, the wake-up) has no pointers, so nothing
-//! has to be waited for when a connection, or the ring, is closed.
+//! to memory**, and none in a queue either (`batch.rs`, which has the facts that the `SAFETY`
+//! comments name). What stays in flight (accepts, polls, the wake-up) has no pointers, so
+//! nothing has to be waited for when a connection, or the ring, is closed.
 //!
 //! Sockets are regular descriptors, or *direct* ones: entries of a table that belongs to the
 //! ring and not to the process. A table can hold as many as `RLIMIT_NOFILE` says, but each
@@ -11,22 +12,27 @@
 //! added. The first ring is the one that waits; the others wake it through an eventfd each.
 
 mod accept;
+mod batch;
+mod descriptor;
+#[cfg(test)]
+mod faults;
 mod ring;
+mod setup;
+mod table;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
 use std::io;
-use std::io::IoSlice;
 use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
-use std::os::fd::FromRawFd;
 use std::os::fd::IntoRawFd;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -46,12 +52,24 @@ use super::Target;
 use super::Token;
 use super::Waker;
 use super::connect;
+use super::listen::KILLED_RING_MAX;
+use super::listen::KILLED_RING_STEP;
 use super::listen::Listener;
 use super::sys;
 
-use accept::AcceptState;
 use accept::Acceptor;
 use accept::slots_spare;
+use batch::Batch;
+use batch::Failed;
+use batch::NUMBER_MAX;
+use batch::Operations;
+use batch::Receives;
+use batch::Sends;
+use batch::Spread;
+use batch::is_of_batch;
+use descriptor::Outer;
+use descriptor::new_eventfd;
+use descriptor::reset_eventfd;
 use ring::Ring;
 
 // What a completion is about: the four bits above a token.
@@ -59,19 +77,16 @@ const READABLE: u64 = 0 << Token::BITS;
 const WRITABLE: u64 = 1 << Token::BITS;
 const ACCEPT: u64 = 2 << Token::BITS;
 const WAKE: u64 = 3 << Token::BITS;
-const RECV: u64 = 4 << Token::BITS;
-const SEND: u64 = 5 << Token::BITS;
-const DONE: u64 = 6 << Token::BITS;
-const RING: u64 = 7 << Token::BITS;
-const INSTALL: u64 = 8 << Token::BITS;
-const UPDATE: u64 = 9 << Token::BITS;
+const BATCH: u64 = 4 << Token::BITS;
+const DONE: u64 = 5 << Token::BITS;
+const RING: u64 = 6 << Token::BITS;
 const KIND: u64 = 0xF << Token::BITS;
 
 /// The most descriptors that a ring's table can have (the kernel's limit).
 const TABLE_MAX: usize = 1 << 20;
 
-/// `IORING_FILE_INDEX_ALLOC` (io_uring.h).
-const ALLOCATE_SLOT: i32 = -1;
+/// The fewest slots of a table: enough for trying a backend out.
+const SLOTS_MIN: usize = 16;
 
 /// Descriptors left for other things when the process's limit decides.
 const DESCRIPTORS_SPARE: usize = 256;
@@ -118,6 +133,7 @@ macro_rules! entry {
         }
     };
 }
+use entry;
 
 struct RingState {
     ring: Ring,
@@ -126,8 +142,6 @@ struct RingState {
     slots_used: usize,
     /// Its eventfd says that completions may be there.
     signalled: bool,
-    /// Operations of the batch that is under way.
-    in_batch: usize,
     /// Signals the first ring; none for the first.
     eventfd: Option<OwnedFd>,
 }
@@ -147,6 +161,12 @@ pub struct UringBackend {
     awaiting_room: HashSet<u64>,
     /// Headers of the sends of a batch that have several pieces.
     messages: Vec<libc::msghdr>,
+    /// Number of the latest batch.
+    batch: u32,
+    /// Completions of other operations that came during a batch.
+    aside: Vec<cqueue::Entry>,
+    /// Completions that belong to no batch under way: discarded.
+    strays: u64,
     eventfd: Arc<OwnedFd>,
     /// For an owner that waits for other things as well.
     outer: Option<Outer>,
@@ -159,11 +179,25 @@ struct Direct {
     rings_max: usize,
 }
 
+impl Direct {
+    fn new(connections: usize, listeners: usize) -> Self {
+        let table_max = sys::descriptor_limit().clamp(1, TABLE_MAX);
+        let wanted = connections.saturating_add(slots_spare(listeners));
+        let slots = wanted.max(SLOTS_MIN).min(table_max);
+        Self {
+            slots,
+            // A socket names its ring in 16 bits.
+            rings_max: wanted.div_ceil(slots).min(NO_RING.into()),
+        }
+    }
+}
+
 impl std::fmt::Debug for UringBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UringBackend")
             .field("rings", &self.rings.len())
             .field("direct", &self.direct)
+            .field("strays", &self.strays)
             .finish_non_exhaustive()
     }
 }
@@ -173,191 +207,87 @@ pub fn regular_connections_max() -> usize {
     sys::descriptor_limit().saturating_sub(DESCRIPTORS_SPARE)
 }
 
-/// Whether io_uring does all that this backend needs: by doing it.
-///
-/// # Errors
-/// What failed: not supported, not permitted (seccomp, `kernel.io_uring_disabled`), or out of
-/// locked memory.
-pub fn probe() -> io::Result<()> {
-    let unsupported = || io::Error::from(io::ErrorKind::Unsupported);
-    let (near, far) = std::os::unix::net::UnixStream::pair()?;
-    let mut backend = UringBackend::new(Vec::new(), None)?;
-    let socket = |stream: &std::os::unix::net::UnixStream| UringSocket {
-        index: stream.as_raw_fd() as u32,
-        ring: NO_RING,
-    };
-    let token = Token::from_bits(1);
-    backend.register(socket(&near), token)?;
-
-    let slices = [io::IoSlice::new(b"probe")];
-    let mut sends = [0, 1].map(|_| SendOp {
-        socket: socket(&far),
-        slices: &slices,
-        result: Ok(0),
-    });
-    sends[1].socket = socket(&near);
-    backend.send_many(&mut sends);
-    let mut events = Vec::new();
-    backend.wait(Some(Duration::from_secs(1)), &mut events)?;
-    let is_ready = |event: &Event<_>| matches!(event, Event::Ready { readable: true, .. });
-    if !events.iter().any(is_ready) {
-        return Err(unsupported());
-    }
-    let mut buffers = [[0; 8]; 2];
-    let [first, second] = &mut buffers;
-    let mut receives = [(first, &near), (second, &far)].map(|(buffer, stream)| RecvOp {
-        socket: socket(stream),
-        buffer,
-        result: Ok(0),
-    });
-    backend.recv_many(&mut receives);
-    for op in receives {
-        if op.result? != 5 {
-            return Err(unsupported());
-        }
-    }
-    Ok(())
-}
-
-/// A descriptor that is readable when a ring may have something. A ring's own descriptor does not
-/// say when the kernel has put work off (`DEFER_TASKRUN`), and an eventfd that a ring signals
-/// because another eventfd was written comes late: so all of them are in one epoll.
-struct Outer {
-    epoll: OwnedFd,
-    /// Signalled by the first ring.
-    eventfd: OwnedFd,
-}
-
-impl Outer {
-    fn new() -> io::Result<Self> {
-        // SAFETY: a call without pointers; the result is checked.
-        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let outer = Self {
-            // SAFETY: the descriptor is new and nobody else's.
-            epoll: unsafe { OwnedFd::from_raw_fd(fd) },
-            eventfd: new_eventfd()?,
-        };
-        outer.add(&outer.eventfd)?;
-        Ok(outer)
-    }
-
-    /// Reports each signal of an eventfd once.
-    fn add(&self, eventfd: &OwnedFd) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: (libc::EPOLLIN | libc::EPOLLET) as u32,
-            u64: 0,
-        };
-        let (epoll, fd) = (self.epoll.as_raw_fd(), eventfd.as_raw_fd());
-        // SAFETY: the event is readable until the call returns.
-        let result = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    }
-
-    /// Forgets the signals so far; what comes from here on signals again.
-    fn reset(&self) {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
-        let (pointer, len) = (events.as_mut_ptr(), events.len() as i32);
-        // SAFETY: so many events are writable until the call returns. Where there are more, or it
-        // fails, the descriptor stays readable for another turn.
-        unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), pointer, len, 0) };
-    }
-}
-
-fn new_eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: a call without pointers; the result is checked.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn reset_eventfd(fd: RawFd) {
-    let mut count = 0_u64;
-    // SAFETY: eight bytes are writable at `count` until the call returns. It fails only if the
-    // eventfd has been reset before.
-    unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+/// Whether io_uring works here.
+#[cfg(test)]
+fn probe() -> io::Result<()> {
+    UringBackend::prepare(0, None).map(drop)
 }
 
 impl UringBackend {
-    /// A backend that accepts from these listeners, to be used on this thread only. With
-    /// `direct_connections`, sockets are direct descriptors, and so many can be held.
+    /// Makes a backend for this thread only, with everything that serving needs, and tries it
+    /// out. With `direct_connections`, sockets are direct descriptors, and as many can be held.
+    /// It accepts from `listeners` sockets, which [`listen`](Self::listen) hands over.
     ///
     /// # Errors
-    /// What the kernel does not support, permit, or have room for.
-    pub fn new(listeners: Vec<Listener>, direct_connections: Option<usize>) -> io::Result<Self> {
-        let eventfd = Arc::new(new_eventfd()?);
-        let direct = direct_connections.map(|connections| {
-            let table_max = sys::descriptor_limit().min(TABLE_MAX);
-            let wanted = connections.saturating_add(slots_spare(listeners.len()));
-            let slots = wanted.min(table_max);
-            Direct {
-                slots,
-                rings_max: wanted.div_ceil(slots),
+    /// Something is not supported, not permitted, or beyond a limit: the error names the call
+    /// and the limit. Nothing is left behind.
+    pub fn prepare(listeners: usize, direct_connections: Option<usize>) -> io::Result<Self> {
+        let direct = direct_connections.map(|connections| Direct::new(connections, listeners));
+        let start = Instant::now();
+        loop {
+            let made = Self::build(direct).and_then(|mut backend| {
+                backend.try_out()?;
+                Ok(backend)
+            });
+            // The rings of a killed process hold their locked memory for a moment, as they do its
+            // listening sockets.
+            match made {
+                Err(error)
+                    if error.kind() == io::ErrorKind::OutOfMemory
+                        && start.elapsed() < KILLED_RING_MAX =>
+                {
+                    thread::sleep(KILLED_RING_STEP);
+                }
+                made => return made,
             }
-        });
-        let acceptor = |listener| Acceptor {
-            listener,
-            state: AcceptState::Idle,
-        };
+        }
+    }
+
+    /// A backend that accepts from these listeners and has not been tried out.
+    #[cfg(test)]
+    fn new(listeners: Vec<Listener>, direct_connections: Option<usize>) -> io::Result<Self> {
+        let count = listeners.len();
+        let direct = direct_connections.map(|connections| Direct::new(connections, count));
+        let mut backend = Self::build(direct)?;
+        backend.listen(listeners);
+        Ok(backend)
+    }
+
+    fn build(direct: Option<Direct>) -> io::Result<Self> {
+        let eventfd = Arc::new(new_eventfd()?);
         let mut backend = Self {
             rings: Vec::new(),
-            acceptors: listeners.into_iter().map(acceptor).collect(),
+            acceptors: Vec::new(),
             accepting: true,
             direct,
             accept_ring: 0,
             stash: Vec::new(),
             awaiting_room: HashSet::new(),
             messages: Vec::new(),
+            batch: 0,
+            aside: Vec::new(),
+            strays: 0,
             eventfd,
             outer: None,
             start: Instant::now(),
         };
         backend.add_ring()?;
-        let wake = opcode::PollAdd::new(Fd(backend.eventfd.as_raw_fd()), libc::POLLIN as u32)
-            .multi(true)
-            .build()
-            .user_data(WAKE);
-        backend.push(0, &wake)?;
-        backend.arm_accepts()?;
+        backend.arm_wake();
         Ok(backend)
     }
 
-    fn add_ring(&mut self) -> io::Result<()> {
-        let ring = Ring::new()?;
-        let slots = self.direct.map_or(0, |direct| direct.slots);
-        if slots > 0 {
-            ring.submitter().register_files_sparse(slots as u32)?;
-        }
-        let number = self.rings.len();
-        let eventfd = if number == 0 {
-            None
-        } else {
-            let eventfd = new_eventfd()?;
-            let fd = eventfd.as_raw_fd();
-            ring.submitter().register_eventfd(fd)?;
-            if let Some(outer) = &self.outer {
-                outer.add(&eventfd)?;
-            }
-            self.push(0, &Self::signal_poll(fd, number))?;
-            Some(eventfd)
-        };
-        self.rings.push(RingState {
-            ring,
-            slots,
-            slots_used: 0,
-            signalled: true,
-            in_batch: 0,
-            eventfd,
-        });
-        Ok(())
+    /// Begins to accept from these listeners.
+    pub fn listen(&mut self, listeners: Vec<Listener>) {
+        self.accept_from(listeners);
+        self.arm_accepts();
+    }
+
+    fn arm_wake(&mut self) {
+        let wake = opcode::PollAdd::new(Fd(self.eventfd.as_raw_fd()), libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(WAKE);
+        self.queue(0, &wake);
     }
 
     fn signal_poll(fd: RawFd, ring: usize) -> squeue::Entry {
@@ -367,37 +297,47 @@ impl UringBackend {
             .user_data(RING | ring as u64)
     }
 
-    /// Another ring has something for us.
-    fn handle_signal(&mut self, ring: usize, more: bool) -> io::Result<()> {
-        self.rings[ring].signalled = true;
-        let Some(fd) = self.rings[ring].eventfd.as_ref().map(AsRawFd::as_raw_fd) else {
-            return Ok(());
+    /// Another ring has completions.
+    fn handle_signal(&mut self, ring: usize, more: bool) {
+        let Some(state) = self.rings.get_mut(ring) else {
+            return;
+        };
+        state.signalled = true;
+        let Some(fd) = state.eventfd.as_ref().map(AsRawFd::as_raw_fd) else {
+            return;
         };
         if !more {
             // The kernel ends a multishot poll that one of its own rings has woken. Reset
             // first, or the new poll would report the old signal; what comes from here on
             // signals again, and the ring is looked at after this.
             reset_eventfd(fd);
-            self.push(0, &Self::signal_poll(fd, ring))?;
+            self.queue(0, &Self::signal_poll(fd, ring));
         }
-        Ok(())
     }
 
-    /// Queues an entry that points to nothing.
+    /// Queues an entry that points to no memory.
+    ///
+    /// # Errors
+    /// The ring is broken: the next wait reports it.
     fn push(&mut self, ring: usize, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: polls, accepts, cancels and closes point to no memory.
+        // SAFETY: polls, accepts, cancels, closes and shutdowns point to no memory.
         unsafe { self.rings[ring].ring.push(entry) }
     }
 
-    /// Queues an entry that points to nothing and whose failure is of no interest.
-    fn push_quietly(&mut self, ring: usize, entry: squeue::Entry) {
+    /// Queues an entry that points to no memory. A ring that does not take it is broken, and the
+    /// next wait reports that.
+    fn queue(&mut self, ring: usize, entry: &squeue::Entry) {
+        let _ = self.push(ring, entry);
+    }
+
+    /// Queues an entry that points to no memory and whose failure is of no interest.
+    fn queue_quietly(&mut self, ring: usize, entry: squeue::Entry) {
         let entry = entry.flags(Flags::SKIP_SUCCESS).user_data(DONE);
-        // It fails only when the ring is unusable; the next wait reports that.
-        let _ = self.push(ring, &entry);
+        self.queue(ring, &entry);
     }
 
     /// Takes a completion that is not of the batch under way.
-    fn handle(&mut self, ring: usize, entry: &cqueue::Entry) -> io::Result<()> {
+    fn handle(&mut self, ring: usize, entry: &cqueue::Entry) {
         let user_data = entry.user_data();
         let result = entry.result();
         let more = cqueue::more(entry.flags());
@@ -429,109 +369,83 @@ impl UringBackend {
                         lapsed: false,
                     });
                 }
-            ACCEPT => self.handle_accept(ring, user_data as u32 as usize, result, more)?,
+            ACCEPT => self.handle_accept(ring, user_data as u32 as usize, result, more),
             WAKE => {
                 self.stash.push(Event::Woken);
                 if !more {
-                    let fd = Fd(self.eventfd.as_raw_fd());
-                    let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32)
-                        .multi(true)
-                        .build();
-                    self.push(0, &poll.user_data(WAKE))?;
+                    self.arm_wake();
                 }
             }
-            RING => self.handle_signal((user_data & !KIND) as usize, more)?,
+            RING => self.handle_signal((user_data & !KIND) as usize, more),
+            _ if is_of_batch(entry) => self.strays += 1,
             // A cancel or a close that had nothing left to do.
             _ => {}
         }
-        Ok(())
     }
 
     /// Takes all completions that are there.
-    fn reap(&mut self, ring: usize) -> io::Result<()> {
+    fn reap(&mut self, ring: usize) {
         while let Some(entry) = self.rings[ring].ring.complete() {
-            self.handle(ring, &entry)?;
+            self.handle(ring, &entry);
         }
-        Ok(())
     }
 
-    /// Submits the batch and calls `done` with each of its completions: operation, result.
-    /// Goes on until `missing` completions have come and everything is submitted.
-    fn run_batch(
-        &mut self,
-        ring: usize,
-        mut missing: usize,
-        mut done: impl FnMut(u64, i32),
-    ) -> io::Result<()> {
+    /// Takes what the rings after the first have completed. Returns whether they have more.
+    ///
+    /// # Errors
+    /// A ring is broken.
+    fn look_at_others(&mut self) -> io::Result<bool> {
+        let mut pending = false;
+        for ring in 1..self.rings.len() {
+            let state = &mut self.rings[ring];
+            if mem::take(&mut state.signalled) || state.ring.is_pending() {
+                state.ring.enter(0, None)?;
+                self.reap(ring);
+                pending |= self.rings[ring].ring.is_pending();
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Carries operations on one ring out. Nothing of them is left when it returns.
+    #[inline]
+    fn run_batch<O: Operations>(&mut self, ring: usize, operations: &mut O) -> Result<(), Failed> {
+        self.batch = self.batch.wrapping_add(1) & NUMBER_MAX;
+        let batch = Batch {
+            ring: &mut self.rings[ring].ring,
+            operations,
+            number: self.batch,
+            aside: &mut self.aside,
+        };
+        let result = batch.run();
+        if !self.aside.is_empty() {
+            self.handle_aside(ring);
+        }
+        result
+    }
+
+    /// Carries operations out, one ring after the other.
+    #[inline]
+    fn run_spread<O: Spread>(&mut self, operations: &mut O) {
         loop {
-            let want = u32::from(missing > 0 && !self.rings[ring].ring.has_submissions());
-            self.rings[ring].ring.enter(want, None)?;
-            while let Some(entry) = self.rings[ring].ring.complete() {
-                let user_data = entry.user_data();
-                match user_data & KIND {
-                    RECV | SEND | INSTALL | UPDATE => {
-                        missing = missing.saturating_sub(1);
-                        done(user_data & !KIND, entry.result());
-                    }
-                    _ => self.handle(ring, &entry)?,
-                }
+            if let Err(failed) = self.run_batch(operations.ring(), operations) {
+                operations.fail(failed);
             }
-            if missing == 0 && !self.rings[ring].ring.has_submissions() {
-                return Ok(());
+            if !operations.advance() {
+                return;
             }
         }
     }
 
-    /// A descriptor of the process for a direct one.
-    fn install(&mut self, socket: UringSocket) -> io::Result<OwnedFd> {
-        let ring = socket.ring();
-        let entry = opcode::FixedFdInstall::new(Fixed(socket.index), 0).build();
-        self.push(ring, &entry.user_data(INSTALL))?;
-        let mut result = -libc::EIO;
-        self.run_batch(ring, 1, |_, installed| result = installed)?;
-        if result < 0 {
-            return Err(io::Error::from_raw_os_error(-result));
+    /// Handles what came during a batch, which has ended.
+    #[cold]
+    fn handle_aside(&mut self, ring: usize) {
+        let mut aside = mem::take(&mut self.aside);
+        for entry in aside.drain(..) {
+            self.handle(ring, &entry);
         }
-        // SAFETY: the kernel has made this descriptor for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(result) })
+        self.aside = aside;
     }
-}
-
-impl UringBackend {
-    /// A slot of a ring's table for a socket; its descriptor is closed by the caller.
-    fn move_to_table(&mut self, socket: &OwnedFd) -> io::Result<UringSocket> {
-        let ring = self.ring_with_room()?;
-        let mut fd = socket.as_raw_fd();
-        // The kernel chooses a free slot and writes its number over the descriptor.
-        let entry = opcode::FilesUpdate::new(&raw mut fd, 1)
-            .offset(ALLOCATE_SLOT)
-            .build()
-            .user_data(UPDATE);
-        // SAFETY: `fd` is writable until the loop below has seen the update complete.
-        unsafe { self.rings[ring].ring.push(&entry)? };
-        let mut result = -libc::EIO;
-        let run = self.run_batch(ring, 1, |_, updated| result = updated);
-        // The kernel refuses the ring itself: it may still hold our pointer.
-        run.expect("a ring that has worked goes on working");
-        if result < 0 {
-            return Err(io::Error::from_raw_os_error(-result));
-        }
-        self.rings[ring].slots_used += 1;
-        Ok(UringSocket {
-            index: fd as u32,
-            ring: ring as u16,
-        })
-    }
-}
-
-/// A message header that points to `slices`.
-fn message_of(slices: &[IoSlice<'_>]) -> libc::msghdr {
-    // SAFETY: all zeros is a valid `msghdr`: null pointers and zero lengths.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    // `IoSlice` has the layout of `iovec` on Unix.
-    message.msg_iov = slices.as_ptr().cast_mut().cast();
-    message.msg_iovlen = slices.len() as _;
-    message
 }
 
 impl Backend for UringBackend {
@@ -559,26 +473,18 @@ impl Backend for UringBackend {
         if let Some(outer) = &self.outer {
             outer.reset();
         }
-        for ring in 1..self.rings.len() {
-            if self.rings[ring].signalled || self.rings[ring].ring.has_submissions() {
-                self.rings[ring].signalled = false;
-                self.rings[ring].ring.enter(0, None)?;
-                self.reap(ring)?;
-            }
-        }
-        let poll_only = timeout == Some(Duration::ZERO) || !self.stash.is_empty();
+        // Errors are those of a broken ring: nothing can go on. What passes is not an error.
+        let has_others = self.rings.len() > 1;
+        let pending = has_others && self.look_at_others()?;
+        let poll_only = timeout == Some(Duration::ZERO) || !self.stash.is_empty() || pending;
         if poll_only {
             self.rings[0].ring.enter(0, None)?;
         } else {
             self.rings[0].ring.enter(1, timeout)?;
         }
-        self.reap(0)?;
-        for ring in 1..self.rings.len() {
-            if self.rings[ring].signalled {
-                self.rings[ring].signalled = false;
-                self.rings[ring].ring.enter(0, None)?;
-                self.reap(ring)?;
-            }
+        self.reap(0);
+        if has_others {
+            self.look_at_others()?;
         }
         events.append(&mut self.stash);
         Ok(())
@@ -593,8 +499,7 @@ impl Backend for UringBackend {
 
     fn resume_accept(&mut self) {
         self.accepting = true;
-        // It fails only when the ring is unusable; the next wait reports that.
-        let _ = self.arm_accepts();
+        self.arm_accepts();
     }
 
     fn connect(&mut self, target: &Target) -> io::Result<UringSocket> {
@@ -621,8 +526,7 @@ impl Backend for UringBackend {
         if self.awaiting_room.insert(token.to_bits()) {
             let mask = libc::POLLOUT as u32;
             let entry = entry!(socket, fd => opcode::PollAdd::new(fd, mask).build());
-            // It fails only when the ring is unusable; the next wait reports that.
-            let _ = self.push(socket.ring(), &entry.user_data(WRITABLE | token.to_bits()));
+            self.queue(socket.ring(), &entry.user_data(WRITABLE | token.to_bits()));
         }
     }
 
@@ -634,27 +538,8 @@ impl Backend for UringBackend {
             op.result = sys::recv(op.socket.fd(), op.buffer);
             return;
         }
-        for (index, op) in ops.iter_mut().enumerate() {
-            let (pointer, len) = (op.buffer.as_mut_ptr(), op.buffer.len() as u32);
-            let entry = entry!(op.socket, fd => opcode::Recv::new(fd, pointer, len)
-                .flags(libc::MSG_DONTWAIT)
-                .build());
-            let ring = &mut self.rings[op.socket.ring()];
-            // SAFETY: the buffer is borrowed until this function returns, and the loop below
-            // does not end before the receive has completed.
-            let pushed = unsafe { ring.ring.push(&entry.user_data(RECV | index as u64)) };
-            op.result = pushed.map(|()| 0);
-            ring.in_batch += usize::from(op.result.is_ok());
-        }
-        for ring in 0..self.rings.len() {
-            let missing = mem::take(&mut self.rings[ring].in_batch);
-            if missing > 0 {
-                let run = self.run_batch(ring, missing, |index, result| {
-                    ops[index as usize].result = to_result(result);
-                });
-                // The kernel refuses the ring itself: it may still hold our pointers.
-                run.expect("a ring that has worked goes on working");
-            }
+        if !ops.is_empty() {
+            self.run_spread(&mut Receives::new(ops));
         }
     }
 
@@ -665,38 +550,10 @@ impl Backend for UringBackend {
             op.result = sys::send(op.socket.fd(), op.slices);
             return;
         }
-        self.messages.clear();
-        // The entries point into it: it must not grow.
-        self.messages.reserve(ops.len());
-        let flags = sys::SEND_FLAGS.bits() as i32 | libc::MSG_WAITALL;
-        for (index, op) in ops.iter_mut().enumerate() {
-            let entry = if let [slice] = op.slices {
-                entry!(op.socket, fd => opcode::Send::new(fd, slice.as_ptr(), slice.len() as u32)
-                    .flags(flags)
-                    .build())
-            } else {
-                self.messages.push(message_of(op.slices));
-                let message = &raw const self.messages[self.messages.len() - 1];
-                entry!(op.socket, fd => opcode::SendMsg::new(fd, message)
-                    .flags(flags as u32)
-                    .build())
-            };
-            // A send that takes everything says nothing.
-            let entry = entry.flags(Flags::SKIP_SUCCESS);
-            let ring = &mut self.rings[op.socket.ring()];
-            // SAFETY: the pieces are borrowed, and `messages` is not touched, until the loop
-            // below has submitted the send, which completes while it is submitted.
-            let pushed = unsafe { ring.ring.push(&entry.user_data(SEND | index as u64)) };
-            op.result = pushed.map(|()| op.len());
-            ring.in_batch += 1;
-        }
-        for ring in 0..self.rings.len() {
-            if mem::take(&mut self.rings[ring].in_batch) > 0 {
-                let run = self.run_batch(ring, 0, |index, result| {
-                    ops[index as usize].result = to_result(result);
-                });
-                run.expect("a ring that has worked goes on working");
-            }
+        if !ops.is_empty() {
+            let mut messages = mem::take(&mut self.messages);
+            self.run_spread(&mut Sends::new(ops, &mut messages));
+            self.messages = messages;
         }
     }
 
@@ -709,7 +566,7 @@ impl Backend for UringBackend {
             Ok(fd) => sys::shutdown_write(fd.as_raw_fd()),
             Err(_) => {
                 let entry = opcode::Shutdown::new(Fixed(socket.index), libc::SHUT_WR).build();
-                self.push_quietly(socket.ring(), entry);
+                self.queue_quietly(socket.ring(), entry);
             }
         }
     }
@@ -723,27 +580,27 @@ impl Backend for UringBackend {
             // A poll holds the socket open: it goes first. A cancel also takes one that has been
             // woken and not been looked at, which the kernel's own removal of a poll does not.
             let poll = opcode::AsyncCancel::new(READABLE | token.to_bits()).build();
-            self.push_quietly(ring, poll);
+            self.queue_quietly(ring, poll);
             if self.awaiting_room.remove(&token.to_bits()) {
                 let poll = opcode::AsyncCancel::new(WRITABLE | token.to_bits()).build();
-                self.push_quietly(ring, poll);
+                self.queue_quietly(ring, poll);
             }
         }
         let close = entry!(socket, fd => opcode::Close::new(fd).build());
-        self.push_quietly(ring, close);
+        self.queue_quietly(ring, close);
         if socket.is_direct() {
             self.rings[ring].slots_used -= 1;
             if self.accepting {
-                // There may be room now. An error is the next wait's to report.
-                let _ = self.arm_accepts();
+                // There may be room now.
+                self.arm_accepts();
             }
         }
     }
 
     fn submit(&mut self) {
         for ring in &mut self.rings {
-            if ring.ring.has_submissions() {
-                // It fails only when the ring is unusable; the next wait reports that.
+            if ring.ring.is_pending() {
+                // It fails only when the ring is broken; the next wait reports that.
                 let _ = ring.ring.enter(0, None);
             }
         }
@@ -764,18 +621,20 @@ impl Backend for UringBackend {
     fn prepare_descriptor(&mut self) -> io::Result<()> {
         if self.outer.is_none() {
             let outer = Outer::new()?;
-            let first = &self.rings[0].ring;
-            first
-                .submitter()
-                .register_eventfd(outer.eventfd.as_raw_fd())?;
             outer.add(&self.eventfd)?;
             for eventfd in self.rings.iter().filter_map(|ring| ring.eventfd.as_ref()) {
                 outer.add(eventfd)?;
             }
+            // Last, for it is not taken back when `outer` is dropped.
+            let first = &self.rings[0].ring;
+            first
+                .submitter()
+                .register_eventfd(outer.eventfd.as_raw_fd())
+                .map_err(setup::failed("io_uring_register (eventfd)"))?;
             self.outer = Some(outer);
-            // What came before has signalled nobody.
+            // What came before has signalled nobody. An error is for ever: the ring is broken.
             self.rings[0].ring.enter(0, None)?;
-            self.reap(0)?;
+            self.reap(0);
         }
         Ok(())
     }
@@ -789,12 +648,14 @@ impl Backend for UringBackend {
         // anew, and submitting those may complete something.
         loop {
             for ring in 0..self.rings.len() {
-                // It fails only when the ring is unusable; the next wait reports that.
-                let _ = self.reap(ring);
+                self.reap(ring);
             }
-            let mut rings = self.rings.iter_mut();
-            if !self.stash.is_empty() || !rings.any(|ring| ring.ring.has_submissions()) {
-                return !self.stash.is_empty();
+            let is_broken = self.rings.iter().any(|ring| ring.ring.is_broken());
+            if is_broken || !self.stash.is_empty() {
+                return true;
+            }
+            if !self.rings.iter().any(|ring| ring.ring.is_pending()) {
+                return false;
             }
             self.submit();
         }
@@ -819,8 +680,9 @@ impl Drop for UringBackend {
         self.pause_accept();
         for _ in 0..2 {
             for ring in 0..self.rings.len() {
+                // A broken ring is not entered.
                 let _ = self.rings[ring].ring.enter(0, None);
-                let _ = self.reap(ring);
+                self.reap(ring);
             }
             for event in mem::take(&mut self.stash) {
                 if let Event::Accepted { socket, .. } = event {
@@ -829,8 +691,4 @@ impl Drop for UringBackend {
             }
         }
     }
-}
-
-fn to_result(result: i32) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
 }

@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::os::unix::net::UnixStream;
 
+use super::faults::Fault;
+use super::faults::RingStep;
+use super::faults::Submits;
+use super::faults::fail_next_ring;
 use super::*;
 
 fn socket(stream: &UnixStream) -> UringSocket {
@@ -150,4 +154,715 @@ fn close_ends_a_poll_that_has_just_been_woken() {
             "{wakes} wakes: {got:?}"
         );
     }
+}
+
+const CANARY: u8 = 0xEE;
+
+/// Queues in tests hold eight entries: a batch of more has to submit in the middle.
+const ON_EACH_RING: usize = 11;
+
+const RINGS: usize = 3;
+
+/// Errors that pass, and errors that do not.
+const PASSING: &[i32] = &[
+    libc::EINTR,
+    libc::EAGAIN,
+    libc::EBUSY,
+    libc::ETIME,
+    libc::ENOMEM,
+];
+const LASTING: &[i32] = &[
+    libc::EPERM,
+    libc::ENXIO,
+    libc::EBADF,
+    libc::EFAULT,
+    libc::EEXIST,
+    libc::EINVAL,
+    libc::ENOSYS,
+    libc::EBADR,
+    libc::EBADFD,
+    libc::EOPNOTSUPP,
+];
+
+impl UringBackend {
+    /// Waits until nothing more is reported.
+    fn settle(&mut self) {
+        let mut events = Vec::new();
+        for _ in 0..3 {
+            self.wait(Some(Duration::ZERO), &mut events)
+                .expect("the rings work");
+        }
+        assert!(events.is_empty(), "{events:?}");
+    }
+}
+
+/// A backend of several rings, full of sockets, and other descriptors of the same sockets.
+struct World {
+    backend: UringBackend,
+    sockets: Vec<UringSocket>,
+    nears: Vec<UnixStream>,
+    fars: Vec<UnixStream>,
+}
+
+impl World {
+    /// Sockets of different rings follow each other.
+    fn new() -> Self {
+        let slots = ON_EACH_RING + 1;
+        let rings_max = RINGS;
+        let direct = Direct { slots, rings_max };
+        let mut backend = UringBackend::build(Some(direct)).expect("it has been probed");
+        let mut sockets = Vec::new();
+        let (mut nears, mut fars) = (Vec::new(), Vec::new());
+        for _ in 0..RINGS * (ON_EACH_RING + 1) {
+            let (near, far) = UnixStream::pair().expect("descriptors");
+            nears.push(near.try_clone().expect("descriptors"));
+            sockets.push(backend.adopt(near.into()).expect("room"));
+            fars.push(far);
+        }
+        assert_eq!(backend.rings.len(), RINGS);
+        // What waits is submitted and taken, so that each call that follows is one of a batch and
+        // the queue has room for its completions.
+        backend.settle();
+        let order = |index: usize| (index % RINGS) * (ON_EACH_RING + 1) + index / RINGS;
+        let take = (0..RINGS * ON_EACH_RING).map(order);
+        let sockets = take.clone().map(|at| sockets[at]).collect();
+        let clone = |stream: &UnixStream| stream.try_clone().expect("descriptors");
+        Self {
+            backend,
+            sockets,
+            nears: take.clone().map(|at| clone(&nears[at])).collect(),
+            fars: take.map(|at| clone(&fars[at])).collect(),
+        }
+    }
+
+    fn set_fault(&mut self, ring: usize, fault: Fault) {
+        self.backend.rings[ring].ring.fault = Some(fault);
+    }
+
+    fn calls(&self, ring: usize) -> u32 {
+        self.backend.rings[ring]
+            .ring
+            .fault
+            .map_or(0, |fault| fault.calls)
+    }
+
+    /// Does with the backend whatever enters rings, and drops it.
+    fn use_and_drop(
+        mut self,
+        ring: usize,
+        broken: Option<i32>,
+    ) -> (Vec<UnixStream>, Vec<UnixStream>) {
+        let calls = self.calls(ring);
+        if broken.is_none() {
+            self.backend.rings[ring].ring.fault = None;
+        }
+        let mut events = Vec::new();
+        let waited = self.backend.wait(Some(Duration::ZERO), &mut events);
+        let errno = waited.as_ref().err().and_then(io::Error::raw_os_error);
+        assert_eq!(errno, broken, "{waited:?}");
+        self.backend.submit();
+        self.backend.has_events();
+        let mut buffers = vec![[0; 8]; self.sockets.len()];
+        let mut ops: Vec<_> = receives(&self.sockets, &mut buffers);
+        self.backend.recv_many(&mut ops);
+        self.backend
+            .register(self.sockets[ring], Token::from_bits(1))
+            .ok();
+        self.backend
+            .close(self.sockets[ring], Some(Token::from_bits(1)));
+        if broken.is_some() {
+            assert_eq!(self.calls(ring), calls, "a broken ring was entered");
+        }
+        (self.nears, self.fars)
+    }
+}
+
+fn receives<'b, const LEN: usize>(
+    sockets: &[UringSocket],
+    buffers: &'b mut [[u8; LEN]],
+) -> Vec<RecvOp<'b, UringSocket>> {
+    let ops = sockets.iter().zip(buffers);
+    ops.map(|(&socket, buffer)| RecvOp {
+        socket,
+        buffer,
+        result: Ok(0),
+    })
+    .collect()
+}
+
+/// Everything that has arrived.
+fn read_all(stream: &UnixStream) -> Vec<u8> {
+    stream.set_nonblocking(true).expect("a socket");
+    let mut received = Vec::new();
+    let result = std::io::Read::read_to_end(&mut &*stream, &mut received);
+    let waits = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+    assert!(result.as_ref().map_or_else(waits, |_| true), "{result:?}");
+    received
+}
+
+fn faults() -> impl Iterator<Item = (usize, Fault)> {
+    let errnos = PASSING.iter().chain(LASTING);
+    let submits = [Submits::Nothing, Submits::Half, Submits::All];
+    errnos.flat_map(move |&errno| {
+        submits.into_iter().flat_map(move |submits| {
+            (0..RINGS).flat_map(move |ring| {
+                // More than the calls that a batch takes: the last ones never strike.
+                (0..4).map(move |after| (ring, Fault::new(after, errno, submits)))
+            })
+        })
+    })
+}
+
+/// Guarantee 16: whatever a call of `io_uring_enter` returns, in whichever ring and at whichever
+/// moment, no receive writes after `recv_many` has returned, and no byte is lost.
+#[test]
+fn g16_ring_fail_no_receive_outlives_its_call() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    for (ring, fault) in faults() {
+        let mut world = World::new();
+        for (index, mut far) in world.fars.iter().enumerate() {
+            std::io::Write::write_all(&mut far, &[index as u8; 3]).expect("room");
+        }
+        world.set_fault(ring, fault);
+        let mut buffers = vec![[CANARY; 8]; world.sockets.len()];
+        let mut ops = receives(&world.sockets, &mut buffers);
+        world.backend.recv_many(&mut ops);
+        let results: Vec<_> = ops.into_iter().map(|op| op.result).collect();
+        let is_struck = world.calls(ring) > fault.after;
+        let lasts = LASTING.contains(&fault.errno);
+        let broken = (is_struck && lasts).then_some(fault.errno);
+        for (index, result) in results.iter().enumerate() {
+            let context = format!("{ring} {fault:?} {index}: {result:?}");
+            let want = match result {
+                Ok(3) => [[index as u8; 3].as_slice(), &[CANARY; 5]].concat(),
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), broken, "{context}");
+                    assert_eq!(world.sockets[index].ring(), ring, "{context}");
+                    vec![CANARY; 8]
+                }
+                Ok(_) => panic!("{context}"),
+            };
+            assert_eq!(buffers[index].as_slice(), want, "{context}");
+        }
+        let before = buffers.clone();
+        let (nears, _fars) = world.use_and_drop(ring, broken);
+        assert_eq!(buffers, before, "{ring} {fault:?}: written after the call");
+        for (index, near) in nears.iter().enumerate() {
+            let left = read_all(near).len();
+            let context = format!("{ring} {fault:?} {index}");
+            // Those of whole rings have been received by `use_and_drop`.
+            if results[index].is_err() {
+                assert_eq!(left, 3, "{context}: bytes lost");
+            }
+        }
+    }
+}
+
+/// The same for sends: what was not reported as sent is never sent.
+#[test]
+fn g16_ring_fail_no_send_outlives_its_call() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    // EBADR says that a failure may have been lost: see the test of what ends the process.
+    for (ring, fault) in faults().filter(|(_, fault)| fault.errno != libc::EBADR) {
+        let mut world = World::new();
+        world.set_fault(ring, fault);
+        let bytes = [7; 5];
+        let one = [IoSlice::new(&bytes)];
+        let two = [IoSlice::new(&bytes[..2]), IoSlice::new(&bytes[2..])];
+        let sockets = world.sockets.iter().enumerate();
+        let mut ops: Vec<_> = sockets
+            .map(|(index, &socket)| SendOp {
+                socket,
+                slices: if index % 2 == 0 { &one } else { &two },
+                result: Ok(0),
+            })
+            .collect();
+        world.backend.send_many(&mut ops);
+        let results: Vec<_> = ops.into_iter().map(|op| op.result).collect();
+        let lasts = LASTING.contains(&fault.errno);
+        let broken = (world.calls(ring) > fault.after && lasts).then_some(fault.errno);
+        let sockets = world.sockets.clone();
+        let (_nears, fars) = world.use_and_drop(ring, broken);
+        for (index, far) in fars.iter().enumerate() {
+            let context = format!("{ring} {fault:?} {index}: {:?}", results[index]);
+            let want = match &results[index] {
+                Ok(len) => *len,
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), broken, "{context}");
+                    assert_eq!(sockets[index].ring(), ring, "{context}");
+                    0
+                }
+            };
+            assert_eq!(read_all(far).len(), want, "{context}");
+            assert!(want == 0 || want == bytes.len(), "{context}");
+        }
+    }
+}
+
+/// The same for what moves descriptors: no result is written to a stack that is gone, and only
+/// the one connection fails.
+#[test]
+fn g16_ring_fail_no_table_update_outlives_its_call() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    for (_, fault) in faults().filter(|(ring, fault)| *ring == 0 && fault.after == 0) {
+        for installs in [false, true] {
+            let slots = 8;
+            let rings_max = 1;
+            let direct = Direct { slots, rings_max };
+            let mut backend = UringBackend::build(Some(direct)).expect("it has been probed");
+            let (near, far) = UnixStream::pair().expect("descriptors");
+            let (other, _peer) = UnixStream::pair().expect("descriptors");
+            let socket = backend.adopt(other.into()).expect("room");
+            backend.submit();
+            backend.rings[0].ring.fault = Some(fault);
+            let failed = if installs {
+                backend.peer_addr(socket).err()
+            } else {
+                backend.adopt(near.into()).err()
+            };
+            let lasts = LASTING.contains(&fault.errno);
+            let context = format!("{fault:?} {installs}: {failed:?}");
+            let errno = failed.as_ref().and_then(io::Error::raw_os_error);
+            if lasts && fault.submits == Submits::Nothing {
+                assert_eq!(errno, Some(fault.errno), "{context}");
+                // It stays where it is, for ever.
+                assert_eq!(backend.rings[0].ring.queued(), 1, "{context}");
+                backend.submit();
+                assert_eq!(backend.rings[0].ring.queued(), 1, "{context}");
+                assert_eq!(
+                    backend.rings[0].ring.fault.expect("set").calls,
+                    1,
+                    "{context}"
+                );
+            } else {
+                assert!(failed.is_none(), "{context}");
+            }
+            let waited = backend.wait(Some(Duration::ZERO), &mut Vec::new());
+            assert_eq!(waited.is_err(), lasts, "{context}");
+            drop(backend);
+            // Neither the table nor an entry holds the socket.
+            if !installs {
+                assert_eq!(read_all(&far), b"", "{context}");
+            }
+        }
+    }
+}
+
+/// A kernel that has no memory for a while is asked again; for ever, it breaks the ring.
+#[test]
+fn ring_fail_memory_that_comes_back_costs_nothing() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    for errno in [libc::EAGAIN, libc::EBUSY, libc::ENOMEM] {
+        for (times, broken) in [(20, None), (u32::MAX, Some(errno))] {
+            let mut world = World::new();
+            let mut fault = Fault::new(0, errno, Submits::Nothing);
+            fault.times = times;
+            world.set_fault(1, fault);
+            for mut far in &world.fars {
+                std::io::Write::write_all(&mut far, b"x").expect("room");
+            }
+            let mut buffers = vec![[CANARY; 8]; world.sockets.len()];
+            let mut ops = receives(&world.sockets, &mut buffers);
+            world.backend.recv_many(&mut ops);
+            for op in ops {
+                let errno = op.result.as_ref().err().and_then(io::Error::raw_os_error);
+                let want = broken.filter(|_| op.socket.ring() == 1);
+                assert_eq!(errno, want);
+            }
+            world.use_and_drop(1, broken);
+        }
+    }
+}
+
+/// Not a test: ends this process, when it is started for that.
+#[test]
+#[ignore = "the process that another test starts"]
+fn ring_fail_child() {
+    struct Panics(u32);
+    // SAFETY: nothing points to memory.
+    unsafe impl Operations for Panics {
+        const REPORTS_SUCCESS: bool = true;
+        fn next(&mut self) -> Option<(usize, squeue::Entry)> {
+            self.0 += 1;
+            assert!(self.0 < 2, "as the test wants");
+            Some((0, opcode::Nop::new().build()))
+        }
+        fn complete(&mut self, _: usize, _: i32) -> bool {
+            true
+        }
+    }
+    match std::env::var("SOCKEYE_RING_FAIL").as_deref() {
+        Ok("panic") => {
+            let mut backend = UringBackend::build(None).expect("it has been probed");
+            let _ = backend.run_batch(0, &mut Panics(0));
+        }
+        Ok("unknown") => {
+            // The completion queue is full: those of the batch overflow, and cannot be had.
+            let mut world = World::new();
+            let ring = world.sockets[0].ring();
+            let of_ring = |index: &usize| world.sockets[*index].ring() == ring;
+            let indexes: Vec<_> = (0..world.sockets.len()).filter(of_ring).take(8).collect();
+            for index in indexes {
+                let token = Token::from_bits(index as u64);
+                let socket = world.sockets[index];
+                world.backend.register(socket, token).expect("room");
+                std::io::Write::write_all(&mut &world.fars[index], b"x").expect("room");
+            }
+            world.backend.submit();
+            assert!(!world.backend.rings[ring].ring.has_overflow());
+            world.set_fault(ring, Fault::new(0, libc::EBADF, Submits::All));
+            let mut buffers = vec![[CANARY; 8]; world.sockets.len()];
+            let mut ops = receives(&world.sockets, &mut buffers);
+            world.backend.recv_many(&mut ops);
+        }
+        Ok("lost") => {
+            let mut world = World::new();
+            let ring = world.sockets[0].ring();
+            world.set_fault(ring, Fault::new(0, libc::EBADR, Submits::All));
+            let one = [IoSlice::new(b"x")];
+            let sockets = world.sockets.iter();
+            let mut ops: Vec<_> = sockets
+                .map(|&socket| SendOp {
+                    socket,
+                    slices: &one,
+                    result: Ok(0),
+                })
+                .collect();
+            world.backend.send_many(&mut ops);
+        }
+        _ => return,
+    }
+    println!("still here");
+}
+
+/// A panic during a batch, and a result that cannot be learned, end the process with one line.
+#[test]
+fn g16_ring_fail_unknown_completions_end_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    for (case, want) in [
+        ("panic", "sockeye: aborting: a panic inside a batch"),
+        ("unknown", "sockeye: aborting: io_uring_enter failed"),
+        ("lost", "sockeye: aborting: io_uring_enter failed"),
+    ] {
+        let program = std::env::current_exe().expect("this program");
+        let name = "reactor::uring::tests::ring_fail_child";
+        let output = std::process::Command::new(program)
+            .args(["--exact", name, "--ignored", "--nocapture"])
+            .env("SOCKEYE_RING_FAIL", case)
+            .output()
+            .expect("it can be started");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.signal(),
+            Some(libc::SIGABRT),
+            "{case}: {text}"
+        );
+        let lines = text.lines().filter(|line| line.starts_with("sockeye: "));
+        let lines: Vec<_> = lines.collect();
+        assert!(
+            matches!(lines[..], [line] if line.starts_with(want)),
+            "{case}: {text}"
+        );
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("still here"));
+    }
+}
+
+/// Thousands of sockets are ready at once, hundreds of times what the completion queue holds:
+/// each result is that of its own operation, and no readiness is lost.
+#[test]
+fn g16_ring_fail_overflowed_completions_reach_their_own_operations() {
+    const PAIRS: usize = 4_000;
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
+    // Peers whose output is full, and one that takes half of a message.
+    let full: Vec<_> = (0..4).map(|_| full_pair()).collect();
+    let pairs: Vec<_> = (0..PAIRS)
+        .map(|_| UnixStream::pair().expect("descriptors"))
+        .collect();
+    let mut events = Vec::new();
+    for (index, (near, far)) in pairs.iter().enumerate() {
+        let token = Token::from_bits(index as u64);
+        backend.register(socket(near), token).expect("room");
+        std::io::Write::write_all(&mut &*far, &(index as u32).to_be_bytes()).expect("room");
+    }
+    // One completion of each poll is there before the first batch begins.
+    backend.submit();
+    let mut ready = BTreeSet::new();
+    for turn in 0..PAIRS / 4 {
+        if turn % 8 == 7 {
+            let zero = Some(Duration::ZERO);
+            backend.wait(zero, &mut events).expect("the ring works");
+        }
+        let one = [IoSlice::new(b"hello")];
+        let send = |stream| SendOp {
+            socket: socket(stream),
+            slices: &one,
+            result: Ok(0),
+        };
+        let free = &pairs[4 * turn].0;
+        let mut ops: Vec<_> = full.iter().map(|(_, far)| send(far)).collect();
+        ops.insert(2, send(free));
+        backend.send_many(&mut ops);
+        for (index, op) in ops.iter().enumerate() {
+            match (&op.result, index) {
+                (Ok(5), 2) => {}
+                (Err(error), 0 | 1 | 3 | 4) if error.kind() == io::ErrorKind::WouldBlock => {}
+                (result, _) => panic!("turn {turn}, send {index}: {result:?}"),
+            }
+        }
+        let mut buffers = [[CANARY; 8]; 5];
+        let indexes: Vec<_> = (4 * turn..4 * turn + 4).collect();
+        let sockets: Vec<_> = indexes
+            .iter()
+            .map(|&index| socket(&pairs[index].0))
+            .collect();
+        let mut ops = receives(&sockets, &mut buffers);
+        backend.recv_many(&mut ops);
+        for (op, &index) in ops.iter().zip(&indexes) {
+            assert!(matches!(op.result, Ok(4)), "turn {turn}: {:?}", op.result);
+            assert_eq!(op.buffer[..4], (index as u32).to_be_bytes(), "turn {turn}");
+        }
+    }
+    while ready.len() < PAIRS {
+        let second = Some(Duration::from_secs(1));
+        backend.wait(second, &mut events).expect("the ring works");
+        assert!(!events.is_empty(), "{} of {PAIRS} are ready", ready.len());
+        for event in events.drain(..) {
+            if let Event::Ready { token, .. } = event {
+                ready.insert(token.to_bits());
+            }
+        }
+    }
+    assert_eq!(backend.strays, 0);
+}
+
+/// Failures of sends that overflow a queue which others have filled are not taken for successes.
+#[test]
+fn g16_ring_fail_overflowed_failures_of_sends_are_reported() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
+    backend.settle();
+    let pairs = [(); 8].map(|()| UnixStream::pair().expect("descriptors"));
+    for (index, (near, far)) in pairs.iter().enumerate() {
+        let token = Token::from_bits(index as u64);
+        std::io::Write::write_all(&mut &*far, b"x").expect("room");
+        backend.register(socket(near), token).expect("room");
+    }
+    backend.submit();
+    assert!(!backend.rings[0].ring.has_overflow());
+    let full = [(); 5].map(|()| full_pair());
+    let one = [IoSlice::new(b"hello")];
+    let mut ops: Vec<_> = full
+        .iter()
+        .map(|(_, far)| SendOp {
+            socket: socket(far),
+            slices: &one,
+            result: Ok(0),
+        })
+        .collect();
+    backend.send_many(&mut ops);
+    for op in ops {
+        let kind = op.result.expect_err("there is no room").kind();
+        assert_eq!(kind, io::ErrorKind::WouldBlock);
+    }
+    let mut events = Vec::new();
+    backend
+        .wait(Some(Duration::ZERO), &mut events)
+        .expect("the ring works");
+    assert_eq!(events.len(), pairs.len());
+}
+
+/// A pair of sockets, the second of which has no room.
+fn full_pair() -> (UnixStream, UnixStream) {
+    let (near, far) = UnixStream::pair().expect("descriptors");
+    far.set_nonblocking(true).expect("a socket");
+    for len in [1 << 16, 1] {
+        while std::io::Write::write(&mut &far, &vec![0; len]).is_ok() {}
+    }
+    (near, far)
+}
+
+/// Completions of other batches, and of operations that there are not, are discarded.
+#[test]
+fn ring_fail_foreign_completions_are_discarded() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
+    let pairs = [(); 3].map(|()| UnixStream::pair().expect("descriptors"));
+    for (_, far) in &pairs {
+        std::io::Write::write_all(&mut &*far, b"bytes").expect("room");
+    }
+    backend.submit();
+    let next = u64::from(backend.batch + 1);
+    for foreign in [
+        (next - 1) << 32,
+        (next + 1) << 32 | 1,
+        next << 32 | 3,
+        next << 32 | 0xFFFF_FFFF,
+    ] {
+        backend.queue(0, &opcode::Nop::new().build().user_data(BATCH | foreign));
+    }
+    let sockets: Vec<_> = pairs.iter().map(|(near, _)| socket(near)).collect();
+    let mut buffers = [[CANARY; 8]; 3];
+    let mut ops = receives(&sockets, &mut buffers);
+    backend.recv_many(&mut ops);
+    assert!(ops.iter().all(|op| matches!(op.result, Ok(5))));
+    assert_eq!(backend.strays, 4);
+}
+
+/// A further ring that cannot be made stops accepting, costs nobody who is served anything, and
+/// is made when it can be. What had been made of it is gone.
+#[test]
+fn resource_further_ring_that_cannot_be_made_pauses_accepting() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    let address = "127.0.0.1:0".parse().expect("an address");
+    for step in RingStep::ALL {
+        let listener = Listener::bind(&address).expect("a free port");
+        let port = listener.address().ip().expect("TCP").port();
+        let slots = 6;
+        let rings_max = 3;
+        let mut backend = UringBackend::build(Some(Direct { slots, rings_max })).expect("probed");
+        backend.listen(vec![listener]);
+        let mut clients = Vec::new();
+        let mut accepted = Vec::new();
+        let mut failure = None;
+        let mut events = Vec::new();
+        fail_next_ring(Some(step));
+        while failure.is_none() {
+            let client = std::net::TcpStream::connect(("127.0.0.1", port));
+            clients.push(client.expect("the backlog has room"));
+            let wanted = accepted.len() + 1;
+            while accepted.len() < wanted && failure.is_none() {
+                backend.wait(None, &mut events).expect("the ring works");
+                for event in events.drain(..) {
+                    match event {
+                        Event::Accepted { socket, .. } => accepted.push(socket),
+                        Event::AcceptFailed(error) => failure = Some(error),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        let failure = failure.expect("it has failed").to_string();
+        assert!(failure.contains("RLIMIT_"), "{step:?}: {failure}");
+        assert_eq!(backend.rings.len(), 1);
+        for _ in 0..2 {
+            let client = std::net::TcpStream::connect(("127.0.0.1", port));
+            clients.push(client.expect("the backlog has room"));
+        }
+        // An outgoing connection fails alone. So does one more attempt to accept.
+        let mut held = Vec::new();
+        while let Ok((near, far)) = UnixStream::pair() {
+            match backend.adopt(near.into()) {
+                Ok(socket) => held.push((socket, far)),
+                Err(_) => break,
+            }
+        }
+        backend.resume_accept();
+        backend
+            .wait(Some(Duration::ZERO), &mut events)
+            .expect("the ring works");
+        assert!(
+            matches!(events[..], [Event::AcceptFailed(_)]),
+            "{step:?}: {events:?}"
+        );
+        events.clear();
+        // Who is served notices nothing.
+        for (socket, mut client) in accepted.iter().zip(&clients) {
+            std::io::Write::write_all(&mut client, b"on").expect("sent");
+            backend
+                .register(*socket, Token::from_bits(0))
+                .expect("room");
+            backend.wait(None, &mut events).expect("the ring works");
+            assert!(matches!(events[..], [Event::Ready { readable: true, .. }]));
+            events.clear();
+            let mut buffers = [[0; 8]];
+            let mut ops = receives(&[*socket], &mut buffers);
+            backend.recv_many(&mut ops);
+            assert!(matches!(ops[0].result, Ok(2)));
+        }
+        // There is enough again.
+        fail_next_ring(None);
+        let waiting = clients.len() - accepted.len();
+        assert!(waiting > 0);
+        backend.resume_accept();
+        let mut late = 0;
+        while late < waiting {
+            backend.wait(None, &mut events).expect("the ring works");
+            for event in events.drain(..) {
+                match event {
+                    Event::Accepted { socket, .. } => {
+                        assert_eq!(socket.ring(), 1);
+                        late += 1;
+                    }
+                    event => panic!("{event:?}"),
+                }
+            }
+        }
+        assert_eq!(backend.rings.len(), 2);
+    }
+}
+
+/// A backend that has been tried out is as one that has just been made.
+#[test]
+fn fallback_trial_leaves_nothing_behind() {
+    if probe().is_err() {
+        println!("skipped: io_uring does not work here");
+        return;
+    }
+    for direct in [None, Some(1), Some(100)] {
+        let mut backend = UringBackend::prepare(1, direct).expect("it has been probed");
+        assert!(backend.acceptors.is_empty());
+        assert!(backend.accepting);
+        assert_eq!(backend.rings[0].slots_used, 0);
+        let mut events = Vec::new();
+        backend
+            .wait(Some(Duration::ZERO), &mut events)
+            .expect("the ring works");
+        assert!(events.is_empty(), "{events:?}");
+    }
+}
+
+/// A limit that was hit is named with its value, and the call with it.
+#[test]
+fn fallback_errors_name_the_call_and_the_limit() {
+    let errno = io::Error::from_raw_os_error;
+    let text = |number| setup::failed("a_call")(errno(number)).to_string();
+    let descriptors = sys::descriptor_limit();
+    assert_eq!(
+        text(libc::EMFILE),
+        format!("a_call: out of descriptors: RLIMIT_NOFILE is {descriptors}")
+    );
+    assert!(text(libc::ENOMEM).starts_with("a_call: out of "));
+    assert!(text(libc::ENOMEM).contains("RLIMIT_MEMLOCK is "));
+    assert!(text(libc::EPERM).starts_with("a_call: not permitted: "));
+    assert!(text(libc::ENOSYS).contains("seccomp"));
 }
