@@ -257,6 +257,15 @@ pub trait Backend {
     /// Reports once when there is room to send.
     fn arm_writable(&mut self, socket: Self::Socket, token: Token);
 
+    /// Looks whether a send would be taken or fail: what an event that [`arm_writable`] asked for
+    /// reports, whether or not a wait has come to report it.
+    ///
+    /// [`arm_writable`]: Self::arm_writable
+    ///
+    /// # Errors
+    /// Out of descriptors: it cannot be known now.
+    fn is_writable(&mut self, socket: Self::Socket) -> io::Result<bool>;
+
     /// Receives for each, and puts the results into the operations.
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, Self::Socket>]);
 

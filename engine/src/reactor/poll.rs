@@ -204,6 +204,13 @@ impl Backend for PollBackend {
         // Writability has been registered for good: its next edge is reported.
     }
 
+    fn is_writable(&mut self, socket: RawFd) -> io::Result<bool> {
+        if socket == Self::NO_SOCKET {
+            return Ok(true);
+        }
+        sys::is_writable(socket)
+    }
+
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, RawFd>]) {
         for op in ops {
             op.result = sys::recv(op.socket, op.buffer);

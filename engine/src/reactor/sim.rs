@@ -503,6 +503,14 @@ impl Backend for SimBackend {
         pipe.awaiting_room = pipe.full;
     }
 
+    fn is_writable(&mut self, socket: usize) -> io::Result<bool> {
+        if socket == Self::NO_SOCKET {
+            return Ok(true);
+        }
+        let pipe = &self.0.borrow().pipes[socket];
+        Ok(pipe.reset || pipe.to_client.len() < pipe.capacity)
+    }
+
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, usize>]) {
         let mut net = self.0.borrow_mut();
         for op in ops {

@@ -5,6 +5,10 @@ use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+use rustix::event::poll;
 use rustix::io::retry_on_intr;
 use rustix::net;
 use rustix::net::RecvFlags;
@@ -46,6 +50,15 @@ pub(super) fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         _ => net::sendmsg(fd, slices, &mut SendAncillaryBuffer::default(), SEND_FLAGS),
     })?;
     Ok(sent)
+}
+
+/// Returns `true` if a send would be taken or fail.
+pub(super) fn is_writable(fd: RawFd) -> io::Result<bool> {
+    // SAFETY: the descriptor is open: its owner has not closed it.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    let ready = retry_on_intr(|| poll(&mut polled, Some(&Timespec::default())))?;
+    Ok(ready > 0)
 }
 
 /// The other end of a connection.

@@ -3,7 +3,7 @@
 //! A deadline ends a peer only on evidence. The thread may have been held up, and what the peer has
 //! sent in time may lie in its socket, unreported: a wait reports only some of what is ready. So a
 //! deadline that a sweep has found makes the worker look at that socket: a receive, or for output
-//! that is not taken, a send. The look comes after the clock was read. Only if it brings nothing is
+//! that is not taken, a poll. The look comes after the clock was read. Only if it brings nothing is
 //! the deadline acted upon.
 
 use std::mem;
@@ -35,8 +35,6 @@ pub(super) struct Overdue {
     pub(super) deadline: bool,
     /// To say who it is (`promote_within`).
     promotion: bool,
-    /// To take output: a send is being tried.
-    stall: bool,
     /// In the list of connections to be looked at.
     queued: bool,
     /// Looks at the socket so far.
@@ -47,11 +45,6 @@ impl Overdue {
     /// Whether a receive that brings nothing ends something.
     fn awaits_bytes(self) -> bool {
         self.deadline || self.promotion
-    }
-
-    /// Whether a send that is not taken ends the connection: its deadline does not begin anew.
-    pub(super) fn awaits_room(self) -> bool {
-        self.stall
     }
 }
 
@@ -167,26 +160,31 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
     }
 
-    /// Tries to send to a peer that has taken no output for the write time-out; if the kernel still
-    /// takes nothing when its turn comes again, the connection ends.
+    /// Ends a connection whose peer has taken no output for the write time-out, unless there is room
+    /// that no wait has reported yet.
     fn expire_stall(&mut self, key: Key) {
         let Some(slot) = self.conns.get_mut(key) else {
             return;
         };
-        let was_tried = mem::take(&mut slot.overdue.stall);
         if !slot.conn.is_blocked() || self.stall.is_set(key.index) {
             return;
         }
-        if was_tried {
-            self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
-            return self.after(key, false);
+        match self.backend.is_writable(slot.socket) {
+            Ok(false) => {
+                self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
+                self.after(key, false);
+            }
+            Ok(true) => {
+                slot.writable_armed = false;
+                slot.conn.handle_writable();
+                if !mem::replace(&mut slot.touched, true) {
+                    self.touched.push(key);
+                }
+                self.set_stall(key);
+            }
+            // Nothing is known: another look after another time-out.
+            Err(_) => self.set_stall(key),
         }
-        slot.overdue.stall = true;
-        slot.conn.handle_writable();
-        if !mem::replace(&mut slot.touched, true) {
-            self.touched.push(key);
-        }
-        self.stalled.push_back(key);
     }
 
     fn handle_alarm(&mut self, alarm: Alarm) {

@@ -158,7 +158,7 @@ pub struct Worker<B: Backend, H: Handler> {
     swept: Vec<u32>,
     /// Connections whose peers have missed a deadline, to be looked at before it is acted upon.
     overdue: VecDeque<Key>,
-    /// Connections whose peers have taken no output for the write time-out, likewise.
+    /// Connections whose peers have taken no output for the write time-out.
     stalled: VecDeque<Key>,
     broadcasts: Vec<Prepared>,
     /// What callbacks ask for.

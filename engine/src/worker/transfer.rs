@@ -450,8 +450,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     self.backend.arm_writable(socket, Token::new(key));
                 }
                 // Renewed with each byte that the peer takes.
-                let runs = self.stall.is_set(key.index) || slot.overdue.awaits_room();
-                if sent > 0 || !runs {
+                if sent > 0 || !self.stall.is_set(key.index) {
                     self.set_stall(key);
                 }
             } else {

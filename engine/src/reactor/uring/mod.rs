@@ -530,6 +530,18 @@ impl Backend for UringBackend {
         }
     }
 
+    fn is_writable(&mut self, socket: UringSocket) -> io::Result<bool> {
+        if socket == Self::NO_SOCKET {
+            return Ok(true);
+        }
+        if socket.is_direct() {
+            let fd = self.install(socket)?;
+            sys::is_writable(fd.as_raw_fd())
+        } else {
+            sys::is_writable(socket.fd())
+        }
+    }
+
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, UringSocket>]) {
         if let [op] = ops
             && !op.socket.is_direct()
