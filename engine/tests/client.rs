@@ -416,6 +416,44 @@ fn read_deadline_leaves_the_connection_as_it_was() {
     server.join().expect("no panic");
 }
 
+/// Bytes that have arrived are taken though the deadline has passed meanwhile: the process may have been
+/// stopped. Plain and over TLS.
+#[test]
+fn g14_read_deadline_that_has_passed_takes_what_has_arrived_evidence() {
+    for tls in [false, true] {
+        let message = "x".repeat(50_000);
+        let text = message.clone();
+        let builder = Server::builder().threads(1).on_open(move |conn| {
+            conn.send(&text);
+        });
+        let server = match tls {
+            true => builder.bind_tls("127.0.0.1:0", server_tls()),
+            false => builder.bind("127.0.0.1:0"),
+        };
+        let server = server.expect("a free port").spawn().expect("it starts");
+        let scheme = if tls { "wss" } else { "ws" };
+        let port = server.local_addr().ip().expect("TCP").port();
+        let connect = Connect::new(&format!("{scheme}://localhost:{port}/")).expect("a URL");
+        let connect = connect.address(([127, 0, 0, 1], port).into());
+        let connect = connect.tls(client_tls().clone());
+        let mut ws = client::Builder::new(connect).connect().expect("it opens");
+        let start = Instant::now();
+        ws.set_read_deadline(Some(start));
+        let got = loop {
+            match ws.read_message() {
+                Ok(got) => break got.as_str().map(str::to_owned),
+                // It is on its way.
+                Err(error) => assert!(error.is_timeout(), "{error}"),
+            }
+            assert!(start.elapsed() < support::PATIENCE, "nothing is taken");
+            ws.set_read_deadline(Some(start));
+        };
+        assert_eq!(got.as_deref(), Some(&message[..]), "{tls}");
+        assert!(ws.read_message().expect_err("nothing more").is_timeout());
+        end(server);
+    }
+}
+
 #[test]
 fn write_deadline_is_met_and_the_rest_follows() {
     let (go, wait) = std::sync::mpsc::channel::<()>();

@@ -22,6 +22,7 @@ use crate::crew::ENDING;
 use crate::crew::Load;
 use crate::crew::MEASURING;
 use crate::crew::OPENING;
+use crate::crew::Patience;
 use crate::crew::Run;
 use crate::crew::Seat;
 use crate::crew::Target;
@@ -226,8 +227,7 @@ fn publish(
 fn wait_for_last(seat: &mut Seat<'_, Fan>, deliveries: u64) -> Result<(), String> {
     let run = seat.run;
     let own = seat.share(deliveries as usize) as u64;
-    let mut since = Instant::now();
-    let mut seen = 0;
+    let mut patience = Patience::new();
     while run.count() < deliveries {
         // What other threads receive does not wake this one.
         let others_only = seat.engine.handler().base.count >= own;
@@ -238,11 +238,9 @@ fn wait_for_last(seat: &mut Seat<'_, Fan>, deliveries: u64) -> Result<(), String
         };
         seat.turn(timeout)?;
         let count = run.count();
-        if count != seen {
-            (seen, since) = (count, Instant::now());
-        } else if since.elapsed() > crew::PATIENCE {
-            return Err(format!("{count} of {deliveries} deliveries came"));
-        }
+        patience
+            .check(count)
+            .map_err(|error| format!("{count} of {deliveries} deliveries came: {error}"))?;
     }
     if run.count() > deliveries {
         return Err("more was delivered than published".to_owned());

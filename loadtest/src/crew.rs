@@ -523,29 +523,37 @@ impl<H: Load> Drop for Seat<'_, H> {
     }
 }
 
-/// Fails when nothing has happened for too long.
+/// Fails when nothing has happened for too long. Time in which this process was held up does not count:
+/// what came meanwhile has yet to be received.
 #[derive(Debug)]
 pub struct Patience {
     seen: u64,
-    since: Instant,
+    waited: Duration,
+    checked: Instant,
 }
 
+/// Maximum time that one check adds.
+const CHECK_MAX: Duration = Duration::from_secs(1);
+
 impl Patience {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             seen: 0,
-            since: Instant::now(),
+            waited: Duration::ZERO,
+            checked: Instant::now(),
         }
     }
 
     /// # Errors
     /// `count` has not changed for too long.
-    fn check(&mut self, count: u64) -> Result<(), String> {
+    pub fn check(&mut self, count: u64) -> Result<(), String> {
+        self.waited += self.checked.elapsed().min(CHECK_MAX);
+        self.checked = Instant::now();
         if count != self.seen {
             self.seen = count;
-            self.since = Instant::now();
+            self.waited = Duration::ZERO;
         }
-        if self.since.elapsed() > PATIENCE {
+        if self.waited > PATIENCE {
             return Err(format!("nothing came for {PATIENCE:?}, after {count}"));
         }
         Ok(())

@@ -81,6 +81,8 @@ pub(super) struct Bounded {
     pub(super) tcp: TcpStream,
     read_deadline: Cell<Option<Instant>>,
     write_deadline: Cell<Option<Instant>>,
+    /// Reads that may look for what has arrived after the read deadline.
+    looks: Cell<u8>,
 }
 
 impl Bounded {
@@ -89,6 +91,7 @@ impl Bounded {
             tcp,
             read_deadline: Cell::new(Some(deadline)),
             write_deadline: Cell::new(Some(deadline)),
+            looks: Cell::new(LOOKS_MAX),
         }
     }
 }
@@ -96,7 +99,10 @@ impl Bounded {
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(deadline) = self.read_deadline.get() {
-            self.tcp.set_read_timeout(Some(remaining(deadline)?))?;
+            let mut looks = self.looks.get();
+            let timeout = remaining_or_look(deadline, &mut looks)?;
+            self.looks.set(looks);
+            self.tcp.set_read_timeout(Some(timeout))?;
         }
         self.tcp.read(buffer)
     }
@@ -119,6 +125,7 @@ impl Timeouts for Bounded {
     fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.read_deadline
             .set(timeout.map(|timeout| Instant::now() + timeout));
+        self.looks.set(LOOKS_PER_READ);
         match timeout {
             Some(_) => Ok(()),
             None => self.tcp.set_read_timeout(None),
@@ -247,7 +254,30 @@ pub(super) fn connect_first(
         .into())
 }
 
-/// How long until the deadline.
+/// Maximum reads that look for what has arrived after a deadline: enough for 8 MiB in reads of 64 KiB,
+/// more than a socket's receive buffer holds. A peer that sends little by little delays the time-out by
+/// that many clock ticks of the kernel.
+pub(super) const LOOKS_MAX: u8 = 128;
+
+/// Reads of TCP that one read of TLS may make after its deadline.
+const LOOKS_PER_READ: u8 = 4;
+
+/// Longest wait of a look. Zero would mean for ever.
+const LOOK: Duration = Duration::from_micros(1);
+
+/// Returns how long a read may wait. After the deadline a read still takes what has arrived in time,
+/// `looks` times: the process may have been held up, and not the peer.
+pub(super) fn remaining_or_look(deadline: Instant, looks: &mut u8) -> io::Result<Duration> {
+    remaining(deadline).or_else(|error| {
+        *looks = looks.checked_sub(1).ok_or(error)?;
+        Ok(LOOK)
+    })
+}
+
+/// Returns the time until the deadline.
+///
+/// # Errors
+/// `TimedOut`: it has passed.
 pub(super) fn remaining(deadline: Instant) -> io::Result<Duration> {
     let remaining = deadline.saturating_duration_since(Instant::now());
     if remaining.is_zero() {

@@ -36,6 +36,9 @@ use super::PeerClose;
 use super::Timeouts;
 use super::deflate::Compressor;
 use super::handshake::seed;
+use super::stream::LOOKS_MAX;
+use super::stream::remaining;
+use super::stream::remaining_or_look;
 
 /// What the receive buffer holds at first, and at most.
 const INPUT_LEN_MIN: usize = 4 * 1024;
@@ -99,6 +102,8 @@ struct SetTimeouts<S> {
     /// A time-out is set that no deadline asks for any more.
     read_set: bool,
     write_set: bool,
+    /// Reads that may look for what has arrived after the read deadline.
+    looks: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -751,7 +756,7 @@ impl<S: Read + Write> WebSocket<S> {
     /// Bounds what follows.
     pub(super) fn bound(&mut self, deadline: Instant) {
         let earlier = |set: Option<Instant>| Some(set.map_or(deadline, |set| set.min(deadline)));
-        self.read_deadline = earlier(self.read_deadline);
+        self.change_read_deadline(earlier(self.read_deadline));
         self.write_deadline = earlier(self.write_deadline);
     }
 
@@ -760,10 +765,20 @@ impl<S: Read + Write> WebSocket<S> {
         self.write_deadline = None;
     }
 
+    fn change_read_deadline(&mut self, deadline: Option<Instant>) {
+        self.read_deadline = deadline;
+        if let Some(timeouts) = &mut self.timeouts {
+            timeouts.looks = LOOKS_MAX;
+        }
+    }
+
     fn apply_read_deadline(&mut self) -> Result<(), Error> {
-        if let Some(timeouts) = &mut self.timeouts
-            && let Some(timeout) = change(self.read_deadline, &mut timeouts.read_set)?
-        {
+        let Some(timeouts) = &mut self.timeouts else {
+            return Ok(());
+        };
+        let looks = &mut timeouts.looks;
+        let remaining = |deadline| remaining_or_look(deadline, looks);
+        if let Some(timeout) = change(self.read_deadline, &mut timeouts.read_set, remaining)? {
             (timeouts.read)(&self.stream, timeout)?;
         }
         Ok(())
@@ -771,7 +786,7 @@ impl<S: Read + Write> WebSocket<S> {
 
     fn apply_write_deadline(&mut self) -> Result<(), Error> {
         if let Some(timeouts) = &mut self.timeouts
-            && let Some(timeout) = change(self.write_deadline, &mut timeouts.write_set)?
+            && let Some(timeout) = change(self.write_deadline, &mut timeouts.write_set, remaining)?
         {
             (timeouts.write)(&self.stream, timeout)?;
         }
@@ -779,11 +794,15 @@ impl<S: Read + Write> WebSocket<S> {
     }
 }
 
-/// What a stream's time-out has to be changed to for this deadline, if it has to be.
-fn change(deadline: Option<Instant>, set: &mut bool) -> io::Result<Option<Option<Duration>>> {
+/// Returns the time-out that a stream needs for this deadline, if it has to be changed.
+fn change(
+    deadline: Option<Instant>,
+    set: &mut bool,
+    remaining: impl FnOnce(Instant) -> io::Result<Duration>,
+) -> io::Result<Option<Option<Duration>>> {
     match deadline {
         Some(deadline) => {
-            let remaining = super::stream::remaining(deadline)?;
+            let remaining = remaining(deadline)?;
             *set = true;
             Ok(Some(Some(remaining)))
         }
@@ -798,10 +817,11 @@ fn shrink(buffer: &mut Vec<u8>) {
 }
 
 impl<S: Read + Write + Timeouts> WebSocket<S> {
-    /// Reads wait until then and no longer; none for ever.
+    /// Reads wait until then and no longer; none for ever. After the deadline a read still takes what
+    /// has already arrived.
     pub fn set_read_deadline(&mut self, deadline: Option<Instant>) {
         self.use_timeouts();
-        self.read_deadline = deadline;
+        self.change_read_deadline(deadline);
     }
 
     /// Writes wait until then and no longer; none for ever.
@@ -817,6 +837,7 @@ impl<S: Read + Write + Timeouts> WebSocket<S> {
             shutdown: S::shutdown,
             read_set: false,
             write_set: false,
+            looks: LOOKS_MAX,
         });
     }
 }
