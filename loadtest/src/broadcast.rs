@@ -227,7 +227,7 @@ fn publish(
 fn wait_for_last(seat: &mut Seat<'_, Fan>, deliveries: u64) -> Result<(), String> {
     let run = seat.run;
     let own = seat.share(deliveries as usize) as u64;
-    let mut patience = Patience::new();
+    let mut patience = Patience::default();
     while run.count() < deliveries {
         // What other threads receive does not wake this one.
         let others_only = seat.engine.handler().base.count >= own;

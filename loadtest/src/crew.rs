@@ -377,7 +377,7 @@ impl<'a, H: Load> Seat<'a, H> {
             index,
             meter: &run.meters[index],
             compressed: Arc::clone(&target.compressed),
-            patience: Patience::new(),
+            patience: Patience::default(),
         })
     }
 
@@ -425,7 +425,7 @@ impl<'a, H: Load> Seat<'a, H> {
         data: impl Fn(usize) -> H::Data,
     ) -> Result<(), String> {
         let mut asked = self.engine.handler().base().ids.len();
-        self.patience = Patience::new();
+        self.patience = Patience::default();
         loop {
             let opened = self.engine.handler().base().ids.len();
             while asked < count && asked - opened < CONNECTING_MAX {
@@ -462,7 +462,7 @@ impl<'a, H: Load> Seat<'a, H> {
     /// # Errors
     /// The first thing that was wrong.
     pub fn turn_until_ending(&mut self) -> Result<(), String> {
-        self.patience = Patience::new();
+        self.patience = Patience::default();
         while self.run.step() != ENDING {
             let count = self.turn(LOOK)?;
             self.patience.check(count)?;
@@ -486,7 +486,7 @@ impl<'a, H: Load> Seat<'a, H> {
     /// # Errors
     /// The first thing that was wrong.
     pub fn turn_until_closed(&mut self) -> Result<(), String> {
-        self.patience = Patience::new();
+        self.patience = Patience::default();
         while self.engine.connections() > 0 {
             let count = self.turn(LOOK)?;
             self.patience.check(count)?;
@@ -501,7 +501,7 @@ impl<'a, H: Load> Seat<'a, H> {
     /// # Errors
     /// The first thing that was wrong.
     pub fn turn_until(&mut self, mut so: impl FnMut(&mut H) -> bool) -> Result<(), String> {
-        self.patience = Patience::new();
+        self.patience = Patience::default();
         while !so(self.engine.handler()) {
             let count = self.turn(LOOK)?;
             self.patience.check(count)?;
@@ -535,15 +535,19 @@ pub struct Patience {
 /// Maximum time that one check adds.
 const CHECK_MAX: Duration = Duration::from_secs(1);
 
-impl Patience {
-    pub fn new() -> Self {
+impl Default for Patience {
+    fn default() -> Self {
         Self {
             seen: 0,
             waited: Duration::ZERO,
             checked: Instant::now(),
         }
     }
+}
 
+impl Patience {
+    /// Notes what has come so far.
+    ///
     /// # Errors
     /// `count` has not changed for too long.
     pub fn check(&mut self, count: u64) -> Result<(), String> {
