@@ -19,6 +19,7 @@ use sockeye::CloseCode;
 use sockeye::Connect;
 use sockeye::Handle;
 use sockeye::Limits;
+use sockeye::ProtocolError;
 use sockeye::Server;
 use sockeye::client;
 use sockeye::client::Error;
@@ -345,6 +346,26 @@ fn control_frames_come_to_their_handlers() {
         (0x88, 4999_u16.to_be_bytes().to_vec()),
     ];
     assert_eq!(written(ws), want);
+}
+
+#[test]
+fn pong_owed_is_not_counted_and_others_are() {
+    let mut input = Vec::new();
+    input.extend(server_frame(0x89, b"").repeat(20));
+    input.extend(server_frame(0x8A, b"rtt").repeat(300));
+    input.extend(server_frame(0x81, b"served"));
+    input.extend(server_frame(0x8A, b"rtt").repeat(21));
+    let mut ws = over(input, 1_000);
+    for _ in 0..300 {
+        ws.ping(b"rtt").expect("sent");
+    }
+    let message = ws.read_message().expect("all were owed");
+    assert_eq!(message.payload(), b"served");
+    let error = ws.read_message().expect_err("none is owed");
+    assert!(
+        matches!(error, Error::Protocol(ProtocolError::ControlTooOften)),
+        "{error:?}"
+    );
 }
 
 /// A server that answers the handshake and leaves the rest to the test.

@@ -36,6 +36,7 @@ client_cases!(
     frames_together_with_the_handshake,
     slowloris_head,
     pingflood,
+    pong_owed,
     closecode,
     mask,
     maskkey,
@@ -345,6 +346,34 @@ fn pingflood(world: World) {
     let mut link = client.dial_open();
     link.send(&server_frame(0x8A, b"").repeat(21));
     link.expect_close(1008);
+}
+
+/// The blocking client's are in `client.rs`.
+fn pong_owed(world: World) {
+    if world.is_blocking() {
+        return;
+    }
+    let client = world.start(Probe::echo().on_message(|conn, message| {
+        for _ in 0..300 {
+            conn.ping(message.payload());
+        }
+        conn.send(message);
+    }));
+    let mut link = client.dial_open();
+    link.send_text("rtt");
+    for _ in 0..300 {
+        link.expect(Opcode::Ping, b"rtt");
+    }
+    link.expect_text("rtt");
+    let answers = server_frame(0x8A, b"rtt").repeat(300);
+    let burst = server_frame(0x89, b"").repeat(20);
+    link.send(&[burst, answers].concat());
+    for _ in 0..20 {
+        link.expect(Opcode::Pong, b"");
+    }
+    link.send(&server_frame(0x8A, b"rtt").repeat(21));
+    link.expect_close(1008);
+    failed(&client, ProtocolError::ControlTooOften);
 }
 
 fn closecode(world: World) {

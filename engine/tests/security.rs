@@ -44,6 +44,7 @@ cases!(
     slowloris_frame,
     slowread,
     pingflood,
+    pong_owed,
     ctrl_drop,
     closemem,
     closecode,
@@ -413,6 +414,68 @@ fn slowread(world: World) {
     assert_eq!(ended.why, Why::TimedOut(Timeout::Write));
     other.send_frame(Opcode::Ping, b"alive");
     other.expect(Opcode::Pong, b"alive");
+}
+
+fn pong_owed(world: World) {
+    const PINGS: usize = 600;
+    let mut settings = with_timeout(|l| l.ping_interval = Duration::from_secs(1));
+    settings.limits.output_low_water = 100;
+    let probe = Probe::echo().on_message(|conn, message| {
+        if message.payload() == b"ping" {
+            for number in 0..PINGS {
+                // Of the same payload and of different ones.
+                let payload = match number % 2 {
+                    0 => "rtt".to_owned(),
+                    _ => number.to_string(),
+                };
+                assert_eq!(conn.ping(payload.as_bytes()), SendResult::Sent);
+            }
+        }
+        conn.send(message);
+    });
+    let server = world.start_with(settings, probe);
+    let mut link = server.open();
+    link.send_text("ping");
+    let mut answers = Vec::new();
+    while let Some(got) = link.next_frame().filter(|got| got.opcode == Opcode::Ping) {
+        answers.extend(frame(Opcode::Pong, &got.payload));
+    }
+    // All at once, after what anybody may send, and it may be sent again.
+    let burst = frame(Opcode::Ping, b"").repeat(20);
+    link.send(&[&burst[..], &answers].concat());
+    for _ in 0..20 {
+        link.expect(Opcode::Pong, b"");
+    }
+    link.send_text("served");
+    link.expect_text("served");
+    // What has been answered is not owed any more.
+    link.send(&answers);
+    link.expect_close(1008);
+    let ended = server.ended();
+    assert_eq!(ended.why, Why::Failed(ProtocolError::ControlTooOften));
+
+    // The engine's own: virtual time only. The peer lives, and its pongs are late.
+    if !world.is_sim() {
+        return;
+    }
+    let mut link = server.open();
+    let mut answers = Vec::new();
+    for _ in 0..300 {
+        server.pass(Duration::from_secs(3));
+        let payload = link.expect_own_ping();
+        answers.extend(frame(Opcode::Pong, &payload));
+        link.send_text("alive");
+        link.expect_text("alive");
+    }
+    link.send(&burst);
+    link.send(&answers);
+    link.send_text("served");
+    for _ in 0..20 {
+        link.expect(Opcode::Pong, b"");
+    }
+    link.expect_text("served");
+    link.send(&answers);
+    link.expect_close(1008);
 }
 
 fn pingflood(world: World) {

@@ -79,6 +79,8 @@ pub struct WebSocket<S> {
     pub(super) fragment: Vec<u8>,
     pub(super) random: Random,
     control: ControlBudget,
+    /// Pongs that the server owes us: they are not counted.
+    pongs_owed: u64,
     started: Instant,
     phase: Phase,
     /// A reader was dropped before the end of its message.
@@ -205,6 +207,7 @@ impl<S: Read + Write> WebSocket<S> {
             fragment: Vec::new(),
             random,
             control: ControlBudget::new(0, limits),
+            pongs_owed: 0,
             started: Instant::now(),
             phase: Phase::Open,
             skipping: false,
@@ -401,7 +404,10 @@ impl<S: Read + Write> WebSocket<S> {
                         handler(payload);
                     }
                     self.start = end;
-                    self.count_control()?;
+                    match self.pongs_owed.checked_sub(1) {
+                        Some(left) => self.pongs_owed = left,
+                        None => self.count_control()?,
+                    }
                 }
                 Some(Event::Close(close)) => {
                     let close = PeerClose {
@@ -599,6 +605,7 @@ impl<S: Read + Write> WebSocket<S> {
         self.check_open()?;
         let payload = &payload[..payload.len().min(CONTROL_PAYLOAD_LEN_MAX)];
         self.push_frame(true, Opcode::Ping, payload);
+        self.pongs_owed += 1;
         self.flush()
     }
 

@@ -19,6 +19,7 @@ use super::OpenError;
 use super::Output;
 use super::Phase;
 use super::Sink;
+use super::Standing;
 use super::Timeout;
 
 impl<D> Conn<D> {
@@ -179,12 +180,12 @@ impl<D> Conn<D> {
         } else if reached(limits.idle_timeout) {
             self.time_out(Timeout::Idle, "idle", env, sink);
         } else if reached(limits.ping_interval) {
-            // The time, for the round trip; nothing has to be kept for it.
-            let micros = env.now.as_micros() as u64;
-            self.state
-                .push_control(Opcode::Ping, &micros.to_be_bytes(), env);
+            // The time, for the round trip, hidden: nothing has to be kept for it.
+            let payload = env.time_mask.hide(env.now, env.random.bits());
+            if self.state.push_control(Opcode::Ping, &payload, env) {
+                self.state.note_ping();
+            }
             self.state.ping_sent = true;
-            self.state.ping_timed = true;
         }
     }
 
@@ -250,7 +251,8 @@ impl<D> Conn<D> {
     #[cold]
     fn settle_rest(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         self.state.settle_owed = false;
-        if self.state.drops_owed {
+        let extra = self.state.extra.as_ref();
+        if extra.is_some_and(|extra| extra.dropped.messages > 0) {
             self.tell_drops(env, sink);
         }
         if !self.state.paused && !self.state.delivers {
@@ -260,7 +262,6 @@ impl<D> Conn<D> {
 
     /// Tells the handler of messages that were given up.
     fn tell_drops(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
-        self.state.drops_owed = false;
         let dropped = mem::take(&mut self.state.extra_mut().dropped);
         if matches!(self.state.phase, Phase::Open | Phase::CloseSent)
             && let Some(output) = self.output(env)
@@ -271,7 +272,7 @@ impl<D> Conn<D> {
 
     /// Its time to prove who it is has ended.
     pub fn handle_promote_deadline(&mut self, env: &mut Env) {
-        if !self.state.promoted {
+        if self.state.standing != Standing::Promoted {
             let frame = CloseFrame::new(CloseCode::POLICY_VIOLATION, "not authenticated in time");
             self.state.begin_close(&frame, env);
         }

@@ -3,20 +3,23 @@ use std::time::Duration;
 use crate::config::Limits;
 use crate::protocol::ProtocolError;
 
-/// How many control frames a peer may send now: a bucket that fills with time.
+/// How many control frames a peer may send now: a bucket that fills with time. Each connection
+/// has one.
 #[derive(Clone, Copy, Debug)]
 pub struct ControlBudget {
     tokens: u8,
-    /// When tokens were last added, modulo 256.
-    filled_s: u8,
+    /// When tokens were last added: a `u32` that needs no alignment.
+    filled_s: [u8; 4],
 }
+
+const _: () = assert!(size_of::<ControlBudget>() == 5);
 
 impl ControlBudget {
     /// A full bucket.
     pub fn new(now_s: u32, limits: &Limits) -> Self {
         Self {
             tokens: limits.control_burst_max,
-            filled_s: now_s as u8,
+            filled_s: now_s.to_ne_bytes(),
         }
     }
 
@@ -25,12 +28,12 @@ impl ControlBudget {
     /// # Errors
     /// [`ProtocolError::ControlTooOften`].
     pub fn take(&mut self, now_s: u32, limits: &Limits) -> Result<(), ProtocolError> {
-        let elapsed = (now_s as u8).wrapping_sub(self.filled_s);
+        let elapsed = now_s.saturating_sub(u32::from_ne_bytes(self.filled_s));
         if elapsed > 0 {
-            let earned = elapsed.saturating_mul(limits.control_rate_max);
-            let tokens = self.tokens.saturating_add(earned);
-            self.tokens = tokens.min(limits.control_burst_max);
-            self.filled_s = now_s as u8;
+            let earned = elapsed.saturating_mul(limits.control_rate_max.into());
+            let tokens = u32::from(self.tokens).saturating_add(earned);
+            self.tokens = tokens.min(limits.control_burst_max.into()) as u8;
+            self.filled_s = now_s.to_ne_bytes();
         }
         let left = self.tokens.checked_sub(1);
         self.tokens = left.ok_or(ProtocolError::ControlTooOften)?;
@@ -123,5 +126,25 @@ impl AcceptBudget {
         let left = self.left.checked_sub(MILLION);
         self.left = left.unwrap_or(self.left);
         left.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_budget_fills_after_any_silence() {
+        let limits = Limits::default();
+        for silence in [2, 255, 256, 257, 511, 512, 65_536, 1 << 24, u32::MAX] {
+            let mut budget = ControlBudget::new(0, &limits);
+            let burst = limits.control_burst_max;
+            (0..burst).for_each(|_| budget.take(0, &limits).expect("the burst"));
+            assert_eq!(budget.take(0, &limits), Err(ProtocolError::ControlTooOften));
+            let earned = (2 * limits.control_rate_max).min(burst);
+            for _ in 0..earned {
+                assert_eq!(budget.take(silence, &limits), Ok(()), "{silence} s");
+            }
+        }
     }
 }

@@ -30,10 +30,8 @@ pub(super) struct Agreement {
     /// The window that the peer keeps of what it receives, as a power of two; zero if nothing is
     /// compressed.
     send_bits: u8,
-    /// What is sent may refer to messages before.
-    send_takeover: bool,
-    /// What is received may refer to messages before.
-    receive_takeover: bool,
+    /// [`SENDS`](Self::SENDS) and [`RECEIVES`](Self::RECEIVES).
+    takeover: u8,
 }
 
 /// What a connection with context takeover keeps. Made with its first compressed message.
@@ -48,13 +46,26 @@ pub(super) struct Takeover {
 }
 
 impl Agreement {
+    /// What is sent may refer to messages before.
+    const SENDS: u8 = 1;
+    /// What is received may refer to messages before.
+    const RECEIVES: u8 = 2;
+
     pub(super) fn is_on(self) -> bool {
         self.send_bits > 0
     }
 
     /// What has been compressed must not be given up: what is sent behind it refers to it.
     pub(super) fn keeps_order(self) -> bool {
-        self.send_takeover
+        self.sends_takeover()
+    }
+
+    fn sends_takeover(self) -> bool {
+        self.takeover & Self::SENDS != 0
+    }
+
+    fn receives_takeover(self) -> bool {
+        self.takeover & Self::RECEIVES != 0
     }
 }
 
@@ -183,8 +194,8 @@ impl State {
         }
         self.deflate = Agreement {
             send_bits: directions.send_bits,
-            send_takeover: directions.send_takeover,
-            receive_takeover: directions.receive_takeover,
+            takeover: u8::from(directions.send_takeover) * Agreement::SENDS
+                + u8::from(directions.receive_takeover) * Agreement::RECEIVES,
         };
         self.decoder_index = decoder_index(self.role, true);
         let len = directions.memory_len(mem);
@@ -217,7 +228,7 @@ impl State {
         let settings = &env.route(self.route).route.compression;
         options
             .compresses()
-            .unwrap_or(len >= settings.len_min(self.deflate.send_takeover))
+            .unwrap_or(len >= settings.len_min(self.deflate.sends_takeover()))
     }
 
     /// Queues a message compressed, if it becomes shorter by it.
@@ -229,7 +240,7 @@ impl State {
         told: bool,
         env: &mut Env,
     ) -> SendResult {
-        if self.deflate.send_takeover {
+        if self.deflate.sends_takeover() {
             // What has been compressed has to be sent, and to stay.
             let keyed = matches!(policy, OutputPolicy::Conflate(_));
             if keyed || !self.has_room(outgoing.frame_len(self.role), env) {
@@ -251,7 +262,7 @@ impl State {
         }
         let (opcode, payload) = outgoing.message();
         let mut output = env.codec().take_deflated();
-        let send_takeover = self.deflate.send_takeover;
+        let send_takeover = self.deflate.sends_takeover();
         let deflated_len = match self.takeover().filter(|_| send_takeover) {
             None => env.codec().deflate(payload, level, bits, &mut output),
             Some(takeover) => {
@@ -310,7 +321,7 @@ impl<D> Conn<D> {
         let len = chunk.payload.len() as u64;
         env.metrics.bytes_before_inflate.add(len);
         let streaming = env.route(self.state.route).route.streaming;
-        if self.state.deflate.receive_takeover || streaming {
+        if self.state.deflate.receives_takeover() || streaming {
             self.inflate_piece(chunk, streaming, env, sink)
         } else if chunk.end {
             self.inflate_whole(chunk, env, sink)
@@ -404,7 +415,7 @@ impl<D> Conn<D> {
     }
 
     fn take_inflater(&mut self, env: &mut Env) -> Box<Inflater> {
-        if self.state.deflate.receive_takeover
+        if self.state.deflate.receives_takeover()
             && let Some(takeover) = self.state.takeover()
         {
             let bits = takeover.receive_bits;
@@ -416,7 +427,7 @@ impl<D> Conn<D> {
     }
 
     fn put_inflater(&mut self, inflater: Box<Inflater>, end: bool, env: &mut Env) {
-        if self.state.deflate.receive_takeover
+        if self.state.deflate.receives_takeover()
             && let Some(takeover) = self.state.takeover()
         {
             takeover.inflater = Some(inflater);

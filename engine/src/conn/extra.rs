@@ -24,8 +24,10 @@ pub(super) struct Extra {
     pub(super) dropped: Dropped,
     /// The message of a writer.
     pub(super) begun: Option<Begun>,
-    /// Pings that have not been answered.
+    /// Pings of the handler that have not been answered.
     pub(super) pings: Pings,
+    /// Pongs that the peer owes us, beyond those in [`State`].
+    pub(super) pongs_owed: u32,
     /// Where the connection comes from, if that had to be asked.
     pub(super) peer: Option<IpAddr>,
     /// For whom a proxy has made it.

@@ -100,6 +100,7 @@ use crate::protocol::TAIL_LEN_MAX;
 use crate::protocol::handshake::ExpectedResponse;
 use crate::random::Random;
 use crate::random::Seed;
+use crate::random::TimeMask;
 use crate::timer::ticks;
 use crate::tls::ServerTls;
 use crate::tls::Session;
@@ -151,6 +152,8 @@ pub struct Env {
     pub pool: Pool,
     /// Masking keys and nonces.
     pub random: Random,
+    /// Hides the time in the payloads of pings.
+    time_mask: TimeMask,
     /// Time since the start, at the beginning of the turn.
     pub now: Duration,
     /// The same in seconds.
@@ -223,6 +226,7 @@ impl Env {
             router,
             tls: Vec::new(),
             pool: Pool::default(),
+            time_mask: TimeMask::new(seed),
             random: Random::new(seed),
             now: Duration::ZERO,
             now_s: 0,
@@ -360,6 +364,17 @@ impl Partial {
     }
 }
 
+/// What is known of the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// A proxy's header has to come first.
+    ProxyHeaderOwed,
+    /// Nothing.
+    Unproven,
+    /// The handler has said who it is.
+    Promoted,
+}
+
 /// The part of a connection that a callback can change.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -386,8 +401,6 @@ pub(crate) struct State {
     drain_owed: bool,
     /// Something is to be done after a call, for [`Conn::settle`].
     settle_owed: bool,
-    /// `on_dropped` is owed.
-    drops_owed: bool,
     /// Messages go to the handler as they come, whole: neither streaming nor paused.
     delivers: bool,
     /// No messages are delivered.
@@ -406,14 +419,11 @@ pub(crate) struct State {
     /// We have nothing more to send, and the peer knows or is about to tell us the same.
     output_ended: bool,
     ping_sent: bool,
-    /// A ping that carries the time has not been answered.
-    ping_timed: bool,
-    /// A proxy's header has to come first.
-    proxy_owed: bool,
+    /// Pongs that the peer owes us; those beyond 255 are counted in [`Extra`].
+    pongs_owed: u8,
+    standing: Standing,
     /// The request has been taken, and its answer deferred.
     deferred: bool,
-    /// The handler has said who it is.
-    promoted: bool,
     /// It was open: it ends with Close frames.
     was_open: bool,
     /// The handler is owed the end: it has been told that the connection is open, or it has
@@ -465,7 +475,6 @@ impl<D> Conn<D> {
                 blocked: false,
                 drain_owed: false,
                 settle_owed: false,
-                drops_owed: false,
                 delivers: true,
                 paused: false,
                 parked: false,
@@ -475,10 +484,9 @@ impl<D> Conn<D> {
                 end_of_stream: false,
                 output_ended: false,
                 ping_sent: false,
-                ping_timed: false,
-                proxy_owed: false,
+                pongs_owed: 0,
+                standing: Standing::Unproven,
                 deferred: false,
-                promoted: false,
                 was_open: false,
                 owes_close: false,
                 control: ControlBudget::new(env.now_s, env.limits()),
@@ -496,7 +504,7 @@ impl<D> Conn<D> {
         self.state.silence_s = 0;
         self.state.ping_sent = false;
         let end = HEADROOM + len;
-        if self.state.proxy_owed {
+        if self.state.standing == Standing::ProxyHeaderOwed {
             self.receive_proxy_header(slot, len, env, sink);
         } else if self.state.tls.is_some() {
             self.receive_tls(&mut slot[HEADROOM..end], env, sink);

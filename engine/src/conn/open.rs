@@ -76,10 +76,12 @@ impl<D> Conn<D> {
                 }
                 (Phase::Open, Event::Pong(payload)) => {
                     env.metrics.count_received(Opcode::Pong as u8);
-                    if let Err(error) = self.count_control(env) {
+                    // What we have asked for is not counted, however late it comes.
+                    let is_owed = self.state.take_pong();
+                    if !is_owed && let Err(error) = self.count_control(env) {
                         return self.fail(error, env, sink);
                     }
-                    let round_trip = self.state.round_trip(payload, env);
+                    let round_trip = self.state.round_trip(payload, is_owed, env);
                     if let Some(output) = self.output(env) {
                         sink.pong(output, payload, round_trip);
                     }

@@ -22,6 +22,7 @@ use super::LocalClose;
 use super::Phase;
 use super::Prepared;
 use super::Sink;
+use super::Standing;
 use super::State;
 
 /// What a Close frame may take: kept free for it.
@@ -216,6 +217,7 @@ impl<D> Output<'_, D> {
             self.state.drain_owed = true;
         } else {
             let now = self.env.now;
+            self.state.note_ping();
             self.state.extra_mut().pings.push(payload, now);
         }
         result
@@ -259,7 +261,7 @@ impl<D> Output<'_, D> {
 
     /// It has proven who it is.
     pub fn promote(&mut self) {
-        self.state.promoted = true;
+        self.state.standing = Standing::Promoted;
     }
 
     /// Queues a pong; the payload is cut at 125 bytes.
@@ -549,7 +551,6 @@ impl State {
     fn note_drop(&mut self, messages: u32, bytes: usize, env: &mut Env) {
         if messages > 0 {
             env.metrics.messages_dropped.add(messages.into());
-            self.drops_owed = true;
             self.settle_owed = true;
             let dropped = &mut self.extra_mut().dropped;
             dropped.messages = dropped.messages.saturating_add(messages);

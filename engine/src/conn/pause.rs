@@ -1,6 +1,5 @@
 //! Messages that are delivered in chunks, or later.
 
-use std::mem;
 use std::time::Duration;
 
 use crate::protocol;
@@ -30,17 +29,43 @@ impl<D> Output<'_, D> {
 }
 
 impl State {
-    /// A pong has come: how long after its ping.
-    pub(super) fn round_trip(&mut self, payload: &[u8], env: &Env) -> Option<Duration> {
-        let pinged = self.extra.as_mut().and_then(|e| e.pings.take(payload));
-        let pinged = pinged.or_else(|| {
-            // The engine's own pings carry the time, so that nothing need be kept.
-            if !mem::take(&mut self.ping_timed) {
-                return None;
+    /// A ping is queued: the peer owes a pong.
+    pub(super) fn note_ping(&mut self) {
+        match self.pongs_owed.checked_add(1) {
+            Some(owed) => self.pongs_owed = owed,
+            None => {
+                let owed = &mut self.extra_mut().pongs_owed;
+                *owed = owed.saturating_add(1);
             }
-            let micros = u64::from_be_bytes(payload.try_into().ok()?);
-            Some(Duration::from_micros(micros))
-        })?;
+        }
+    }
+
+    /// A pong has come: whether it was owed. Nothing but their number is kept of pings, so that
+    /// a pong that nobody asked for may take the place of one that is owed, which then counts in
+    /// its place: never more than come are free of charge than there were pings.
+    pub(super) fn take_pong(&mut self) -> bool {
+        if let Some(extra) = &mut self.extra
+            && extra.pongs_owed > 0
+        {
+            extra.pongs_owed -= 1;
+            return true;
+        }
+        let left = self.pongs_owed.checked_sub(1);
+        self.pongs_owed = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// A pong has come, which was owed or not: how long after its ping.
+    pub(super) fn round_trip(
+        &mut self,
+        payload: &[u8],
+        is_owed: bool,
+        env: &Env,
+    ) -> Option<Duration> {
+        let pinged = self.extra.as_mut().and_then(|e| e.pings.take(payload));
+        // The engine's own pings carry the time, so that nothing need be kept.
+        let own = || env.time_mask.reveal(payload).filter(|_| is_owed);
+        let pinged = pinged.or_else(own)?;
         // The peer may have made it up.
         let round_trip = env.now.checked_sub(pinged)?;
         Some(round_trip).filter(|&time| time <= self.limits(env).pong_timeout)

@@ -14,6 +14,7 @@ use super::Env;
 use super::HEADROOM;
 use super::Phase;
 use super::Sink;
+use super::Standing;
 
 /// What every header of version 2 begins with.
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -117,7 +118,9 @@ impl<D> Conn<D> {
         self.state.extra_mut().peer = Some(peer);
         if let Some(proxies) = &env.proxies {
             let sends_header = proxies.source == ClientSource::ProxyProtocol;
-            self.state.proxy_owed = sends_header && proxies.contains(peer);
+            if sends_header && proxies.contains(peer) {
+                self.state.standing = Standing::ProxyHeaderOwed;
+            }
         }
     }
 
@@ -148,7 +151,7 @@ impl<D> Conn<D> {
             Header::Complete(header_len, client) => {
                 tail.clear();
                 self.release_partial(env);
-                self.state.proxy_owed = false;
+                self.state.standing = Standing::Unproven;
                 self.state.extra_mut().client = client;
                 let used = header_len - kept;
                 if used < len {
