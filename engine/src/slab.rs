@@ -17,6 +17,9 @@ pub struct Key {
     pub generation: u32,
 }
 
+/// Slots that are kept whatever happens.
+const TRIM_MIN: usize = 1024;
+
 #[derive(Debug)]
 struct Entry<T> {
     generation: u32,
@@ -120,6 +123,15 @@ impl<T> Slab<T> {
                 self.retired += 1;
                 self.entries[index].value.take()
             }
+        }
+    }
+
+    /// Gives back the memory of vacant slots behind the last value, if they are half of all; what
+    /// names their next values is kept.
+    pub fn trim(&mut self) {
+        if self.entries.capacity() >= TRIM_MIN && self.entries.len() <= self.entries.capacity() / 2
+        {
+            self.entries.shrink_to_fit();
         }
     }
 

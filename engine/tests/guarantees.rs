@@ -241,6 +241,7 @@ fn g05_user_data_lives_to_the_end_of_on_close(world: World) {
         Upgrade::accept(Data {
             number: path[1..].parse().unwrap_or(0),
             log: Some(log.clone()),
+            at: None,
         })
     });
     probe.on_close = Arc::new(|conn| {

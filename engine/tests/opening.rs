@@ -221,6 +221,7 @@ fn deferring() -> (Probe, Answers) {
         let data = Data {
             number: *number,
             log: None,
+            at: None,
         };
         assert_eq!(request.request().path(), "/");
         let upgrade = Upgrade::accept(data).header("X-Value", &number.to_string());

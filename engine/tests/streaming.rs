@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
+use sockeye::CloseCode;
 use sockeye::DropReason;
 use sockeye::Limits;
 use sockeye::ProtocolError;
@@ -42,6 +44,9 @@ cases!(
     ping_brings_its_round_trip_time,
     pong_is_the_handlers_where_the_route_says_so,
     timers_come_once_in_order_unless_they_are_cancelled,
+    timers_too_far_away_never_come_and_end_with_their_connections,
+    timers_count_from_the_call,
+    timer_storm_starves_nobody_and_all_come,
     values_reach_their_connection_and_their_thread,
     promote_or_be_closed_authz,
     lifetime_ends_with_1008,
@@ -556,6 +561,111 @@ fn timers_come_once_in_order_unless_they_are_cancelled(world: World) {
             break;
         }
     }
+}
+
+fn timers_too_far_away_never_come_and_end_with_their_connections(world: World) {
+    let mut settings = Settings {
+        base: Route::default().promote_within(Duration::from_secs(3_600)),
+        ..Settings::default()
+    };
+    settings.limits.lifetime_max = Duration::MAX;
+    let mut probe = Probe::echo().on_message(|conn, message| {
+        for after in [
+            Duration::MAX,
+            Duration::from_micros(u64::MAX),
+            Duration::from_secs(u64::MAX / 1_000_000 + 1),
+            Duration::from_secs(1 << 50),
+            Duration::from_secs(3_600),
+        ] {
+            conn.set_timer(after, 0);
+        }
+        match message.payload() {
+            b"close" => conn.close(CloseCode::NORMAL, ""),
+            b"terminate" => conn.terminate(),
+            _ => _ = conn.send(message),
+        }
+    });
+    probe.on_timer = Arc::new(|conn, _| _ = conn.send("too early"));
+    let server = world.start_with(settings, probe);
+    let mut link = server.open();
+    for text in ["one", "two"] {
+        link.send_text(text);
+        server.turn(3);
+        link.expect_text(text);
+    }
+    // Those of the messages, and two of the route's.
+    server.wait_metrics(|metrics| metrics.timers == 12);
+    let mut terminated = server.open();
+    terminated.send_text("terminate");
+    terminated.read_to_end_or_reset();
+    let mut closed = server.open();
+    closed.send_text("close");
+    closed.expect_close_answered(1000);
+    let gone = server.open();
+    server.wait_metrics(|metrics| metrics.timers == 14);
+    gone.reset();
+    link.reset();
+    server.wait_metrics(|metrics| metrics.timers == 0);
+}
+
+fn timers_count_from_the_call(world: World) {
+    let mut probe = Probe::echo().on_message(|conn, _| {
+        // In virtual time nothing takes time.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(30) {}
+        conn.data().at = Some(Instant::now());
+        conn.set_timer(Duration::from_millis(20), 0);
+        conn.send("set");
+    });
+    probe.on_timer = Arc::new(|conn, _| {
+        let elapsed = conn.data().at.map(|at| at.elapsed());
+        conn.send(&format!("{}", elapsed.unwrap().as_micros()));
+    });
+    let server = world.start(probe);
+    let mut link = server.open();
+    for _ in 0..3 {
+        link.send_text("go");
+        link.expect_text("set");
+        server.pass(Duration::from_millis(250));
+        let micros = String::from_utf8(link.next_frame().expect("it comes").payload).unwrap();
+        let least = if world.is_sim() { 0 } else { 20_000 };
+        assert!(micros.parse::<u64>().unwrap() >= least, "{micros}");
+    }
+}
+
+fn timer_storm_starves_nobody_and_all_come(world: World) {
+    const COUNT: u64 = 20_000;
+    let mut probe = Probe::echo().on_message(|conn, message| match message.payload() {
+        b"storm" => (0..1_000).for_each(|_| _ = conn.set_timer(Duration::ZERO, 1)),
+        b"many" => {
+            (0..COUNT).for_each(|_| _ = conn.set_timer(Duration::from_millis(1), 2));
+            conn.send("set");
+        }
+        _ => _ = conn.send(message),
+    });
+    probe.on_timer = Arc::new(|conn, token| match token {
+        1 => _ = conn.set_timer(Duration::ZERO, 1),
+        _ => {
+            conn.data().number += 1;
+            if conn.data().number as u64 == COUNT {
+                conn.send("all");
+            }
+        }
+    });
+    let server = world.start(probe);
+    let mut storm = server.open();
+    storm.send_text("storm");
+    let mut link = server.open();
+    for _ in 0..50 {
+        link.send_text("served");
+        link.expect_text("served");
+    }
+    link.send_text("many");
+    link.expect_text("set");
+    server.pass(Duration::from_millis(250));
+    link.expect_text("all");
+    storm.reset();
+    server.wait_metrics(|metrics| metrics.timers == 0);
 }
 
 fn values_reach_their_connection_and_their_thread(world: World) {

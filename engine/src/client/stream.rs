@@ -123,19 +123,17 @@ impl Write for Bounded {
 
 impl Timeouts for Bounded {
     fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.read_deadline
-            .set(timeout.map(|timeout| Instant::now() + timeout));
+        self.read_deadline.set(timeout.and_then(deadline));
         self.looks.set(LOOKS_PER_READ);
-        match timeout {
+        match self.read_deadline.get() {
             Some(_) => Ok(()),
             None => self.tcp.set_read_timeout(None),
         }
     }
 
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.write_deadline
-            .set(timeout.map(|timeout| Instant::now() + timeout));
-        match timeout {
+        self.write_deadline.set(timeout.and_then(deadline));
+        match self.write_deadline.get() {
             Some(_) => Ok(()),
             None => self.tcp.set_write_timeout(None),
         }
@@ -272,6 +270,11 @@ pub(super) fn remaining_or_look(deadline: Instant, looks: &mut u8) -> io::Result
         *looks = looks.checked_sub(1).ok_or(error)?;
         Ok(LOOK)
     })
+}
+
+/// The time after which a call that begins now has waited too long; none if that is too far away.
+fn deadline(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout)
 }
 
 /// Returns the time until the deadline.

@@ -62,7 +62,7 @@ impl Spin {
 
     /// Events came this long after the wait for them began.
     pub fn note<S>(&mut self, gap: Duration, events: &[Event<S>]) {
-        let gap_ns = (gap.as_nanos() as u64).min(10 * GAP_MAX_NS);
+        let gap_ns = gap.as_nanos().min(10 * u128::from(GAP_MAX_NS)) as u64;
         self.gap_ns = (self.gap_ns * (SMOOTHING - 1) + gap_ns) / SMOOTHING;
         if events.len() > FEW {
             self.familiar = 0;

@@ -104,6 +104,10 @@ impl<B: Backend> Wire for SocketWire<'_, B> {
     fn peer_addr(&mut self) -> io::Result<PeerAddr> {
         self.backend.peer_addr(self.socket)
     }
+
+    fn now(&self) -> Duration {
+        self.backend.now()
+    }
 }
 
 impl<B: Backend, H: Handler> Delivery<'_, B, H> {
@@ -199,13 +203,16 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
 
     fn open(&mut self, output: Output<'_, H::Data>) {
         let [promote, lifetime] = output.deadlines();
-        if let Some(after) = promote {
-            let due = self.local.attended.saturating_add(after);
-            self.local
-                .set_timer(after, Alarm::Promote(self.id.key, due));
-        }
-        if let Some(after) = lifetime {
-            self.local.set_timer(after, Alarm::Lifetime(self.id.key));
+        let key = self.id.key;
+        let due = promote.map(|after| self.local.attended.saturating_add(after));
+        for (after, alarm) in [
+            (promote, Alarm::Promote(key, due.unwrap_or_default())),
+            (lifetime, Alarm::Lifetime(key)),
+        ] {
+            if let Some(after) = after {
+                let now = self.wire.backend.now();
+                self.local.set_timer(now, after, alarm);
+            }
         }
         let metrics = &self.local.metrics;
         metrics.opened.add(1);
@@ -272,6 +279,7 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
         });
         // Here, and not when the socket is closed: nothing can be sent any more.
         self.local.pubsub.unsubscribe_all(self.subscriptions);
+        self.local.release_timers(self.id.key);
     }
 
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {

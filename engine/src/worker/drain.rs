@@ -183,7 +183,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             self.backend.pause_accept();
             self.accept_at = None;
         }
-        self.stop_at = Some(self.now + drain.deadline);
+        self.stop_at = Some(self.now.saturating_add(drain.deadline));
         let chance = self.env.random.bits();
         let count = self.conns.indexes();
         self.draining = Some(Draining::new(drain, self.now, count, chance));

@@ -7,6 +7,7 @@
 //! the deadline acted upon.
 
 use std::mem;
+use std::time::Duration;
 
 use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
@@ -22,6 +23,10 @@ use super::Worker;
 /// Deadlines of each kind that are dealt with in one turn. Of a million idle connections some
 /// ten thousand are due in one moment: the others do not wait for all their pings.
 const EXPIRE_MAX: usize = 16;
+
+/// More alarms are dealt with in one turn, as long as the turn has spent no more than this on
+/// them: thousands may be due in one moment, and an alarm that is late is of less use.
+const ALARM_TIME_MAX: Duration = Duration::from_micros(500);
 
 /// Maximum looks at a socket for one deadline, one per turn. They read what may have waited there
 /// when the deadline passed: 8 MiB with the default turn, more than Linux's largest receive buffer
@@ -149,11 +154,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             };
             self.expire_stall(key);
         }
-        for _ in 0..EXPIRE_MAX {
-            let Some(alarm) = self.local.alarms.take_due(self.now) else {
-                break;
-            };
-            self.handle_alarm(alarm);
+        if !self.local.alarms.is_empty() {
+            self.handle_alarms();
         }
         if self.stop_at.is_some_and(|end| self.now >= end) {
             self.abandon_all();
@@ -187,6 +189,25 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
     }
 
+    /// Deals with the alarms that are due, as many as their time allows. Those that are set
+    /// meanwhile wait for the next turn: an alarm that sets itself again holds nobody up.
+    fn handle_alarms(&mut self) {
+        let count = self.local.alarms.count();
+        let mut end = None;
+        loop {
+            for _ in 0..EXPIRE_MAX {
+                let Some(alarm) = self.local.alarms.take_due(self.now, count) else {
+                    return;
+                };
+                self.handle_alarm(alarm);
+            }
+            let now = self.backend.now();
+            if now >= *end.get_or_insert(now.saturating_add(ALARM_TIME_MAX)) {
+                return;
+            }
+        }
+    }
+
     fn handle_alarm(&mut self, alarm: Alarm) {
         match alarm {
             Alarm::Timer(key, token) => {
@@ -205,7 +226,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     self.note_overdue(key, |overdue| overdue.promotion = true);
                 } else {
                     // The thread was held up meanwhile: that time is not the peer's.
-                    self.local.set_timer(lacking, Alarm::Promote(key, due));
+                    let alarm = Alarm::Promote(key, due);
+                    self.local.set_timer(self.now, lacking, alarm);
                 }
             }
             Alarm::Lifetime(key) => {

@@ -262,6 +262,7 @@ pub(crate) fn upgrade_required() -> Response {
 /// What a callback needs of the socket, whatever the backend.
 pub(super) trait Wire: Flush {
     fn peer_addr(&mut self) -> io::Result<PeerAddr>;
+    fn now(&self) -> Duration;
 }
 
 /// A connection, in a callback. Whatever is asked of it happens after the callback: nothing
@@ -433,11 +434,12 @@ impl<D> Context<'_, D> {
         MessageWriter::new(&mut self.output, self.wire, text)
     }
 
-    /// Calls [`Handler::on_timer`] with `token`, once, not before `after` has passed, unless the
-    /// connection ends before.
+    /// Calls [`Handler::on_timer`] with `token`, once, not before `after` has passed since this
+    /// call, unless the connection ends before. A time that is too far away never comes.
     pub fn set_timer(&mut self, after: Duration, token: u64) -> TimerId {
         let alarm = Alarm::Timer(self.id.key, token);
-        self.local.set_timer(after, alarm)
+        let now = self.wire.now();
+        self.local.set_timer(now, after, alarm)
     }
 
     /// Cancels a timer; says whether it had not come yet.

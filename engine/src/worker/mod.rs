@@ -266,7 +266,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if mem::replace(&mut self.env.now_s, now_s) != now_s {
             self.env.pool.trim();
         }
-        self.local.now = self.now;
         self.local.attended = self.attended;
         // Before anything sets a deadline, which counts from where the sweep has come to.
         self.sweep();
@@ -377,6 +376,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let mut thread = Thread {
             local: &mut self.local,
             remote: &self.remote,
+            clock: &self.backend,
             number: self.number,
             connections: self.conns.len(),
         };
@@ -400,7 +400,6 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     /// Tells the handler that the thread begins to serve.
     fn start(&mut self) {
-        self.local.now = self.backend.now();
         self.call_thread(Callback::Start, |handler, thread| handler.on_start(thread));
     }
 
@@ -702,6 +701,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.silence.clear(key.index);
         self.stall.clear(key.index);
         self.local.timing.end_opening(key);
+        self.local.release_timers(key);
         self.shared.release();
         // What accepting waited for may be there again.
         if self.accept_at.is_some() {

@@ -12,6 +12,7 @@ use crate::error::ConfigError;
 use crate::metrics::Recorder;
 use crate::pubsub::PubSub;
 use crate::pubsub::TopicCounts;
+use crate::reactor::Backend;
 use crate::slab::Key;
 use crate::timer::Alarms;
 
@@ -29,8 +30,6 @@ pub(super) struct Local<D> {
     pub(super) connects: VecDeque<(Connect, D)>,
     pub(super) pubsub: PubSub<Published>,
     pub(super) alarms: Alarms<Alarm>,
-    /// The beginning of the turn.
-    pub(super) now: Duration,
     /// Time for which the thread has attended to its sockets.
     pub(super) attended: Duration,
     pub(super) metrics: Arc<Recorder>,
@@ -108,7 +107,6 @@ impl<D> Local<D> {
             connects: VecDeque::new(),
             pubsub: PubSub::new(counts),
             alarms: Alarms::default(),
-            now: Duration::ZERO,
             attended: Duration::ZERO,
             metrics: Arc::clone(&env.metrics),
             metrics_path: env.metrics_path.clone(),
@@ -134,8 +132,21 @@ impl<D> Local<D> {
         })
     }
 
-    pub(super) fn set_timer(&mut self, after: Duration, alarm: Alarm) -> TimerId {
-        TimerId(self.alarms.set(self.now.saturating_add(after), alarm))
+    /// Sets an alarm, `after` the time `now`; those of a connection are released with it.
+    pub(super) fn set_timer(&mut self, now: Duration, after: Duration, alarm: Alarm) -> TimerId {
+        let owner = match alarm {
+            Alarm::Timer(key, _) | Alarm::Promote(key, _) | Alarm::Lifetime(key) => Some(key.index),
+            Alarm::ThreadTimer(_) => None,
+        };
+        TimerId(self.alarms.set(now.saturating_add(after), owner, alarm))
+    }
+
+    /// A connection has ended: its timers will not come.
+    #[inline]
+    pub(super) fn release_timers(&mut self, key: Key) {
+        if !self.alarms.is_empty() {
+            self.alarms.release(key.index);
+        }
     }
 
     pub(super) fn cancel_timer(&mut self, timer: TimerId) -> bool {
@@ -165,8 +176,20 @@ impl<D> Local<D> {
 pub struct Thread<'a, D> {
     pub(super) local: &'a mut Local<D>,
     pub(super) remote: &'a Remote,
+    pub(super) clock: &'a dyn Clock,
     pub(super) number: u16,
     pub(super) connections: usize,
+}
+
+/// The time of the thread's backend.
+pub(super) trait Clock {
+    fn now(&self) -> Duration;
+}
+
+impl<B: Backend> Clock for B {
+    fn now(&self) -> Duration {
+        Backend::now(self)
+    }
 }
 
 impl<D> Thread<'_, D> {
@@ -202,9 +225,10 @@ impl<D> Thread<'_, D> {
     }
 
     /// Calls [`Handler::on_thread_timer`](crate::Handler::on_thread_timer) with `token`, once,
-    /// not before `after` has passed.
+    /// not before `after` has passed since this call. A time that is too far away never comes.
     pub fn set_timer(&mut self, after: Duration, token: u64) -> TimerId {
-        self.local.set_timer(after, Alarm::ThreadTimer(token))
+        let now = self.clock.now();
+        self.local.set_timer(now, after, Alarm::ThreadTimer(token))
     }
 
     /// Cancels a timer; says whether it had not come yet.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::time::Duration;
+use std::time::Instant;
 
 use sockeye::Chunk;
 use sockeye::CloseCause;
@@ -160,6 +161,8 @@ pub enum ThreadEvent {
 pub struct Data {
     pub number: u32,
     pub log: Option<Log>,
+    /// When the handler did what a test times.
+    pub at: Option<Instant>,
 }
 
 impl Drop for Data {
