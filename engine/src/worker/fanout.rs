@@ -1,5 +1,7 @@
 //! One message for many connections; and what becomes of those that do not take theirs.
 
+use std::collections::BinaryHeap;
+use std::collections::VecDeque;
 use std::mem;
 
 use arrayvec::ArrayVec;
@@ -10,11 +12,21 @@ use crate::pubsub::PubSub;
 use crate::pubsub::Publication;
 use crate::reactor::Backend;
 use crate::slab::Key;
+use crate::slab::Slab;
 
 use super::Handler;
 use super::SEND_BATCH;
+use super::Slot;
 use super::Worker;
 use super::thread::Published;
+
+/// Blocked connections that are looked at in one turn.
+const LOOK_MAX: usize = 1024;
+
+/// Connections that are closed in one turn because blocked peers hold too much; and what they
+/// hold, from which on no more are closed: all of it is gone through.
+const EVICT_MAX: usize = 64;
+const EVICT_LEN_MAX: usize = 512 * 1024;
 
 /// Connections that may have output in one turn before it is sent: so that each gets what
 /// several topics have for it in one send, and few buffers are in use.
@@ -87,28 +99,48 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.broadcasts = messages;
     }
 
-    /// Closes connections that do not take their output until what they hold fits the budget.
+    /// Closes connections that do not take their output until what they hold fits the budget:
+    /// some of them in one turn, and the others in the next ones.
     pub(super) fn keep_to_budget(&mut self) {
-        if self.blocked.len() > 2 * self.blocked_len_at_sweep {
-            self.sweep_blocked();
-        }
         // Sends to such connections are refused at the budget; those that hold it make room for
         // the others' before.
         let most = self.env.held_len_max / 8 * 7;
-        if self.env.held_len <= most {
+        if self.env.held_len > most {
+            self.evict(most);
+        } else if self.blocked.is_sweep_due() {
+            self.look_at_blocked(false);
+            self.blocked.forget_sizes();
+        }
+    }
+
+    /// Whether there may be more to close than one turn has done.
+    pub(super) fn is_evicting(&self) -> bool {
+        let most = self.env.held_len_max / 8 * 7;
+        self.env.held_len > most && self.blocked.len() > 0
+    }
+
+    fn evict(&mut self, most: usize) {
+        let largest = self.env.victims == Victims::LargestQueue;
+        if largest && !self.blocked.has_sizes() && !self.look_at_blocked(true) {
             return;
         }
-        self.sweep_blocked();
-        while self.env.held_len > most {
-            let held = |key: &Key| self.conns.get(*key).map_or(0, |s| s.conn.held_len());
-            let victim = match self.env.victims {
-                Victims::LargestQueue => {
-                    let among = self.blocked.iter().enumerate();
-                    among.max_by_key(|(_, key)| held(key)).map(|(at, _)| at)
-                }
-                Victims::LongestBlocked => Some(0).filter(|_| !self.blocked.is_empty()),
+        let held_before = self.env.held_len;
+        for _ in 0..EVICT_MAX {
+            let freed = held_before.saturating_sub(self.env.held_len);
+            if self.env.held_len <= most || freed >= EVICT_LEN_MAX {
+                break;
+            }
+            let conns = &mut self.conns;
+            let victim = match largest {
+                true => self.blocked.take_largest(|key| {
+                    let slot = conns.get(key).filter(|slot| slot.blocked)?;
+                    slot.conn.is_blocked().then(|| slot.conn.held_len())
+                }),
+                false => self
+                    .blocked
+                    .take_longest(|key| blocked_held(conns, key).is_some()),
             };
-            let Some(key) = victim.and_then(|at| self.blocked.remove(at)) else {
+            let Some(key) = victim else {
                 break;
             };
             if let Some(slot) = self.conns.get_mut(key) {
@@ -120,15 +152,197 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
     }
 
-    /// Forgets connections that are not blocked any more.
-    fn sweep_blocked(&mut self) {
+    /// Looks at the next of the blocked connections, and forgets those that are not blocked any
+    /// more; says whether all have been looked at.
+    fn look_at_blocked(&mut self, with_sizes: bool) -> bool {
         let conns = &mut self.conns;
-        self.blocked.retain(|&key| {
-            conns.get_mut(key).is_some_and(|slot| {
-                slot.blocked = slot.conn.is_blocked();
-                slot.blocked
-            })
-        });
-        self.blocked_len_at_sweep = self.blocked.len().max(TOUCHED_MAX);
+        self.blocked
+            .look(with_sizes, |key| blocked_held(conns, key))
+    }
+}
+
+/// What a blocked connection holds; one that is not blocked is to leave their list.
+fn blocked_held<S, D>(conns: &mut Slab<Slot<S, D>>, key: Key) -> Option<usize> {
+    let slot = conns.get_mut(key).filter(|slot| slot.blocked)?;
+    slot.blocked = slot.conn.is_blocked();
+    slot.blocked.then(|| slot.conn.held_len())
+}
+
+/// Connections whose peers do not take their output, and some that were, the longest blocked first.
+///
+/// They are looked at some at a time. Whose queue is the largest is found in a heap that such a
+/// pass fills, and which is corrected where it is read: a queue that has become shorter goes back
+/// to its place. So a victim costs the logarithm of their number, and a pass as much as there are.
+#[derive(Debug, Default)]
+pub(super) struct Blocked {
+    /// In front of the others: those that this pass has looked at.
+    seen: VecDeque<Key>,
+    unseen: VecDeque<Key>,
+    /// How many of them this pass has still to look at.
+    remaining: usize,
+    /// This pass notes sizes.
+    with_sizes: bool,
+    sizes: BinaryHeap<(usize, Key)>,
+    /// How many there were after the last pass, or a bit more.
+    len_at_sweep: usize,
+}
+
+impl Blocked {
+    pub(super) fn push(&mut self, key: Key) {
+        self.unseen.push_back(key);
+    }
+
+    fn len(&self) -> usize {
+        self.seen.len() + self.unseen.len()
+    }
+
+    /// Whether most of them may not be blocked any more, or a pass has begun.
+    #[inline]
+    fn is_sweep_due(&self) -> bool {
+        self.remaining > 0 || self.len() > 2 * self.len_at_sweep.max(TOUCHED_MAX)
+    }
+
+    fn has_sizes(&self) -> bool {
+        self.remaining == 0 && !self.sizes.is_empty()
+    }
+
+    fn forget_sizes(&mut self) {
+        self.sizes = BinaryHeap::new();
+        self.with_sizes = false;
+    }
+
+    /// Goes on with a pass, or begins one; says whether it has ended. `held` says how much one
+    /// holds, or nothing if it is to be forgotten.
+    fn look(&mut self, with_sizes: bool, mut held: impl FnMut(Key) -> Option<usize>) -> bool {
+        if self.remaining == 0 || with_sizes != self.with_sizes {
+            self.begin(with_sizes);
+        }
+        for _ in 0..self.remaining.min(LOOK_MAX) {
+            self.remaining -= 1;
+            let Some(key) = self.unseen.pop_front() else {
+                break;
+            };
+            if let Some(held) = held(key) {
+                self.seen.push_back(key);
+                if with_sizes {
+                    self.sizes.push((held, key));
+                }
+            }
+        }
+        if self.remaining == 0 {
+            self.len_at_sweep = self.len();
+        }
+        self.remaining == 0
+    }
+
+    /// Begins a pass: whoever comes from here on is not part of it.
+    fn begin(&mut self, with_sizes: bool) {
+        self.seen.append(&mut self.unseen);
+        mem::swap(&mut self.seen, &mut self.unseen);
+        self.remaining = self.unseen.len();
+        self.with_sizes = with_sizes;
+        self.sizes.clear();
+    }
+
+    /// Takes the one that holds the most of those that the last pass has seen.
+    fn take_largest(&mut self, held: impl Fn(Key) -> Option<usize>) -> Option<Key> {
+        for _ in 0..LOOK_MAX {
+            let (noted, key) = self.sizes.pop()?;
+            match held(key) {
+                Some(held) if held >= noted => return Some(key),
+                Some(held) => self.sizes.push((held, key)),
+                None => {}
+            }
+        }
+        None
+    }
+
+    /// Takes the first that is still blocked.
+    fn take_longest(&mut self, mut is_blocked: impl FnMut(Key) -> bool) -> Option<Key> {
+        for _ in 0..LOOK_MAX {
+            let key = match self.seen.pop_front() {
+                Some(key) => key,
+                None => {
+                    self.remaining = self.remaining.saturating_sub(1);
+                    self.unseen.pop_front()?
+                }
+            };
+            if is_blocked(key) {
+                return Some(key);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::cell::Cell;
+    use std::cell::RefCell;
+
+    fn key(index: u32) -> Key {
+        Key {
+            index,
+            generation: 0,
+        }
+    }
+
+    /// Who is looked at, and how often, to find so many victims among so many.
+    fn looks(count: u32, victims: usize) -> (usize, Vec<u32>) {
+        let mut blocked = Blocked::default();
+        (0..count).for_each(|index| blocked.push(key(index)));
+        let looks = Cell::new(0);
+        let taken = RefCell::new(vec![false; count as usize]);
+        // Neither sorted nor all different.
+        let held = |key: Key| {
+            looks.set(looks.get() + 1);
+            let size = key.index.wrapping_mul(2_654_435_761) % 10_000;
+            (!taken.borrow()[key.index as usize]).then_some(size as usize)
+        };
+        let mut found = Vec::new();
+        let mut turns = 0;
+        while found.len() < victims {
+            let before = looks.get();
+            if blocked.has_sizes() || blocked.look(true, held) {
+                let victim = blocked.take_largest(held).expect("there are enough");
+                taken.borrow_mut()[victim.index as usize] = true;
+                found.push(victim.index);
+            }
+            turns += 1;
+            assert!(looks.get() - before <= 2 * LOOK_MAX, "turn {turns}");
+        }
+        (looks.get(), found)
+    }
+
+    #[test]
+    fn evict_finds_the_largest_of_100_000_in_linear_time_and_bounded_turns() {
+        let (count, victims) = (100_000, 50_000);
+        let (looks, found) = looks(count, victims);
+        assert!(looks <= count as usize + 2 * victims, "{looks}");
+        let size = |index: &u32| index.wrapping_mul(2_654_435_761) % 10_000;
+        assert!(found.is_sorted_by_key(|index| u32::MAX - size(index)));
+        let smallest = size(&found[victims - 1]);
+        let larger = (0..count).filter(|index| size(index) > smallest).count();
+        assert!(larger <= victims, "{larger}");
+    }
+
+    #[test]
+    fn longest_blocked_come_first_and_passes_keep_their_order() {
+        let mut blocked = Blocked::default();
+        (0..3_000).for_each(|index| blocked.push(key(index)));
+        // In the middle of a pass, some come and half of those that it sees go.
+        let odd = |key: Key| (key.index % 2 == 1).then_some(1);
+        assert!(!blocked.look(false, odd));
+        (3_000..3_010).for_each(|index| blocked.push(key(index)));
+        while !blocked.look(false, odd) {}
+        let order = std::iter::from_fn(|| blocked.take_longest(|_| true));
+        let order: Vec<u32> = order.map(|key| key.index).collect();
+        let want: Vec<u32> = (0..3_000)
+            .filter(|i| i % 2 == 1)
+            .chain(3_000..3_010)
+            .collect();
+        assert_eq!(order, want);
     }
 }

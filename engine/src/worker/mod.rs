@@ -163,10 +163,7 @@ pub struct Worker<B: Backend, H: Handler> {
     broadcasts: Vec<Prepared>,
     /// What callbacks ask for.
     local: Local<H::Data>,
-    /// Connections whose peers do not take their output, and some that were.
-    blocked: VecDeque<Key>,
-    /// Its length when it was last looked through, or a bit more.
-    blocked_len_at_sweep: usize,
+    blocked: fanout::Blocked,
     buffer: Box<[u8]>,
     number: u16,
     remote: Remote,
@@ -220,8 +217,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             broadcasts: Vec::new(),
             local: Local::new(Arc::clone(remote.topic_counts()), &env),
             env,
-            blocked: VecDeque::new(),
-            blocked_len_at_sweep: LISTS_LEN,
+            blocked: fanout::Blocked::default(),
             buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),
             number,
             remote,
@@ -436,7 +432,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Whether something is to be done that no event will announce.
     fn is_busy(&self) -> bool {
         let begun = !self.ready.is_empty() || !self.touched.is_empty();
-        let due = !self.overdue.is_empty() || !self.stalled.is_empty();
+        let due = !self.overdue.is_empty() || !self.stalled.is_empty() || self.is_evicting();
         let asked = !self.local.connects.is_empty() || self.local.pubsub.has_pending();
         begun || due || asked || !self.remote.mailbox(self.number).is_empty()
     }
@@ -641,7 +637,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             // Blocked by a flush inside a callback.
             self.backend.arm_writable(slot.socket, Token::new(key));
             if !mem::replace(&mut slot.blocked, true) {
-                self.blocked.push_back(key);
+                self.blocked.push(key);
             }
             self.set_stall(key);
         }

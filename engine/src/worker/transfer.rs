@@ -444,7 +444,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 let armed = mem::replace(&mut slot.writable_armed, true);
                 let socket = slot.socket;
                 if !mem::replace(&mut slot.blocked, true) {
-                    self.blocked.push_back(key);
+                    self.blocked.push(key);
                 }
                 if !armed {
                     self.backend.arm_writable(socket, Token::new(key));
