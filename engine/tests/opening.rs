@@ -45,6 +45,7 @@ cases!(
     proxy_that_sends_no_header_is_closed,
     proxy_headers_are_believed_from_the_right,
     connections_per_address_are_limited,
+    refused_connections_cost_no_tls_session,
 );
 
 fn get(path: &str) -> String {
@@ -608,4 +609,28 @@ fn settings_that_make_no_sense_are_named() {
         let error = Proxies::new([text]).unwrap_err();
         assert!(matches!(error, ConfigError::Network(bad) if bad == text));
     }
+}
+
+/// Limits come first: who is refused by one costs no more over TLS than without it.
+fn refused_connections_cost_no_tls_session(world: World) {
+    const COUNT: usize = 50;
+    let settings = Settings {
+        connections_max: Some(1),
+        ..Settings::default()
+    };
+    let server = world.start_with(settings, Probe::echo());
+    let mut first = server.open();
+    first.send_text("echo");
+    first.expect_text("echo");
+    // On a simulated network the test's own allocations are counted.
+    let counted = !world.is_sim();
+    let before = server.memory.calls();
+    for _ in 0..COUNT {
+        server.connect_raw().read_to_end_or_reset();
+    }
+    server.wait_metrics(|metrics| metrics.refused == COUNT as u64);
+    let calls = server.memory.calls() - before;
+    assert!(!counted || calls < COUNT, "{calls}");
+    first.send_text("still there");
+    first.expect_text("still there");
 }

@@ -27,21 +27,13 @@ use super::Worker;
 impl<B: Backend, H: Handler> Worker<B, H> {
     pub(super) fn accept(&mut self, socket: B::Socket, listener: usize) {
         self.env.metrics.accepted.add(1);
-        let tls = match self.env.tls.get(listener) {
-            Some(Some(tls)) => Session::server(tls).map(Some),
-            _ => Ok(None),
-        };
-        let tls = match tls {
-            Ok(tls) if self.may_accept() && self.shared.claim() => tls,
-            Ok(_) => return self.refuse(socket),
-            Err(error) => {
-                log::warn!("a connection is refused: {error}");
-                return self.refuse(socket);
-            }
-        };
-        let mut conn = Conn::accept(tls, &self.env);
+        // Who is refused costs nothing but this: the session of TLS is made behind all limits.
+        if !self.may_accept() || !self.shared.claim() {
+            return self.refuse(socket);
+        }
+        let (mut peer, mut address) = (None, None);
         if self.env.proxies.is_some() || self.shared.counts_addresses() {
-            let peer = match self.backend.peer_addr(socket) {
+            peer = match self.backend.peer_addr(socket) {
                 Ok(PeerAddr::Ip(address)) => Some(address.ip()),
                 Ok(PeerAddr::Unix) => None,
                 Err(error) => {
@@ -50,13 +42,29 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 }
             };
             let proxies = self.env.proxies.as_ref();
-            let counted = peer.and_then(|peer| conn::counted_address(peer, proxies));
-            if counted.is_some_and(|address| !self.shared.claim_address(address)) {
+            address = peer.and_then(|peer| conn::counted_address(peer, proxies));
+            if address.is_some_and(|address| !self.shared.claim_address(address)) {
                 self.shared.release();
                 return self.refuse(socket);
             }
-            conn.set_peer(peer, &self.env);
         }
+        let tls = match self.env.tls.get(listener) {
+            Some(Some(tls)) => Session::server(tls).map(Some),
+            _ => Ok(None),
+        };
+        let tls = match tls {
+            Ok(tls) => tls,
+            Err(error) => {
+                log::warn!("refusing a connection: no TLS session can be made: {error}");
+                if let Some(address) = address {
+                    self.shared.release_address(address);
+                }
+                self.shared.release();
+                return self.refuse(socket);
+            }
+        };
+        let mut conn = Conn::accept(tls, &self.env);
+        conn.set_peer(peer, &self.env);
         let key = self.add(socket, conn);
         self.local.timing.begin_opening(key, self.now);
         match self.backend.register(socket, Token::new(key)) {
