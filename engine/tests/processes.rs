@@ -14,6 +14,7 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -804,4 +805,74 @@ fn unix_socket_is_bound_again_after_a_kill_on_uring() {
 #[test]
 fn unix_socket_is_bound_again_after_a_kill_on_poll() {
     unix_socket_is_bound_again_after_a_kill("poll");
+}
+
+/// Peers leave many buffers behind, half-received messages or output that they did not read:
+/// their memory is the system's again while the server has nothing else to do.
+fn memory_goes_back_after_a_peak(backend: &str) {
+    const PEERS: usize = 400;
+    const LEN: usize = 50_000;
+    if backend == "uring" && !support::uring_works() {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = ChildServer::start(backend, None, None);
+    let mut first = server.open(0);
+    echo(&mut first);
+    let base = server.resident();
+    let wait = |done: &dyn Fn(usize) -> bool| {
+        let began = Instant::now();
+        while !done(server.resident()) {
+            let resident = server.resident() >> 10;
+            assert!(began.elapsed() < Duration::from_secs(30), "{resident} KiB");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let announced = u16::try_from(LEN + 10_000).expect("a short length");
+    let mut header = vec![0x82, 0xFE];
+    header.extend(announced.to_be_bytes());
+    header.extend([0; 4]);
+    let half = [&header[..], &vec![0; LEN]].concat();
+    let whole = [&half[..], &vec![0; 10_000]].concat();
+    for round in 0..4 {
+        let mut peers = Vec::new();
+        for number in 0..PEERS {
+            let peer = server.connect(number);
+            let socket = socket2::SockRef::from(&peer);
+            socket.set_recv_buffer_size(2_048).expect("a socket");
+            peers.push(peer);
+        }
+        for peer in &mut peers {
+            peer.write_all(REQUEST).expect("sent");
+            expect_upgraded(peer);
+        }
+        for peer in &mut peers {
+            if round % 2 == 0 {
+                peer.write_all(&half).expect("sent");
+            } else {
+                // Until the server takes no more: it has what they do not read.
+                let patience = Some(Duration::from_millis(1));
+                peer.set_write_timeout(patience).expect("a socket");
+                for _ in 0..100 {
+                    if peer.write_all(&whole).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        wait(&|resident| resident > base + PEERS * LEN / 2);
+        drop(peers);
+        wait(&|resident| resident <= base + base / 4 + (4 << 20));
+        echo(&mut first);
+    }
+}
+
+#[test]
+fn g17_memory_goes_back_after_a_peak_on_uring() {
+    memory_goes_back_after_a_peak("uring");
+}
+
+#[test]
+fn g17_memory_goes_back_after_a_peak_on_poll() {
+    memory_goes_back_after_a_peak("poll");
 }

@@ -8,6 +8,7 @@
 mod pool;
 mod send_queue;
 
+pub use pool::Buffer;
 pub use pool::Pool;
 pub use send_queue::FrameSpan;
 pub use send_queue::Replacement;

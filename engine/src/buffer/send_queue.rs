@@ -5,10 +5,17 @@ use std::ptr;
 
 use bytes::Bytes;
 
+use super::Buffer;
 use super::Pool;
 
 /// Shared bytes up to this length are copied instead: cheaper than a segment of their own.
 pub const SHARED_LEN_MIN: usize = 512;
+
+/// Less memory than this is not worth a copy.
+const COMPACT_MIN: usize = 8 * 1024;
+
+/// Segments that an empty queue may keep room for.
+const SEGMENTS_KEPT: usize = 64;
 
 /// A segment of copied bytes is begun anew from this length on.
 const SEGMENT_LEN: usize = 64 * 1024;
@@ -28,8 +35,8 @@ pub struct SendQueue {
     segments: VecDeque<Segment>,
     /// Bytes waiting, of all segments.
     len: usize,
-    /// Those of them that others hold as well.
-    shared_len: usize,
+    /// Memory of the copied segments before the last segment.
+    held_before: usize,
 }
 
 #[derive(Debug)]
@@ -46,7 +53,7 @@ struct Segment {
 
 #[derive(Debug)]
 enum Piece {
-    Copied(Vec<u8>),
+    Copied(Buffer),
     Shared(Bytes),
 }
 
@@ -79,6 +86,15 @@ impl Segment {
 
     fn len(&self) -> usize {
         self.all().len() - self.start
+    }
+
+    /// Its memory, in use or not, unless others hold it as well.
+    #[inline]
+    fn held(&self) -> usize {
+        match &self.bytes {
+            Piece::Copied(bytes) => bytes.capacity(),
+            Piece::Shared(_) => 0,
+        }
     }
 }
 
@@ -115,9 +131,32 @@ impl SendQueue {
         self.len
     }
 
-    /// Bytes of memory that are held for this queue alone.
+    /// Bytes of memory that are held for this queue alone, in use or not.
     pub fn held_len(&self) -> usize {
-        self.len - self.shared_len + self.segments.len() * size_of::<Segment>()
+        let last = self.segments.back().map_or(0, Segment::held);
+        self.held_before + last + self.segments.capacity() * size_of::<Segment>()
+    }
+
+    /// Gives back what only many segments have needed: the queue is empty.
+    pub(super) fn trim(&mut self) {
+        if self.segments.capacity() > SEGMENTS_KEPT {
+            self.segments = VecDeque::new();
+        }
+    }
+
+    fn push_segment(&mut self, bytes: Piece, kind: Kind) {
+        self.held_before += self.segments.back().map_or(0, Segment::held);
+        self.segments.push_back(Segment::new(bytes, kind));
+    }
+
+    /// Takes the first segment off the front; gives its memory back.
+    #[inline]
+    fn pop_segment(&mut self, pool: &mut Pool) {
+        let segment = self.segments.pop_front();
+        if !self.segments.is_empty() {
+            self.held_before -= segment.as_ref().map_or(0, Segment::held);
+        }
+        recycle(segment, pool);
     }
 
     /// Whether nothing waits.
@@ -176,6 +215,7 @@ impl SendQueue {
     pub fn push_first(&mut self, front: [u8; 4], front_len: usize, back: &[u8], pool: &mut Pool) {
         debug_assert!(self.is_empty());
         let mut bytes = pool.take();
+        pool.reserve(&mut bytes, front.len() + back.len());
         append(&mut bytes, front, front_len, back);
         self.len += bytes.len();
         if bytes.is_empty() {
@@ -193,12 +233,9 @@ impl SendQueue {
         back: &[u8],
         pool: &mut Pool,
     ) -> &mut [u8] {
-        let mut bytes = pool.take();
-        bytes.extend_from_slice(front);
-        bytes.extend_from_slice(back);
+        let bytes = copy(front, back, pool);
         self.len += bytes.len();
-        let segment = Segment::new(Piece::Copied(bytes), Kind::Keyed(key));
-        self.segments.push_back(segment);
+        self.push_segment(Piece::Copied(bytes), Kind::Keyed(key));
         self.last_bytes(back.len())
     }
 
@@ -229,6 +266,7 @@ impl SendQueue {
     ) -> Result<(), E> {
         let bytes = self.open_segment(pool);
         let start = bytes.len();
+        pool.reserve(bytes, len_max);
         bytes.resize(start + len_max, 0);
         let written = write(&mut bytes[start..]);
         let len = *written.as_ref().unwrap_or(&0);
@@ -237,21 +275,21 @@ impl SendQueue {
         if start + len == 0 {
             // Nothing is in it: a queue has no empty segments.
             recycle(self.segments.pop_back(), pool);
+            self.held_before -= self.segments.back().map_or(0, Segment::held);
         }
         written.map(|_| ())
     }
 
     /// The last segment, if bytes can be added to it, or a new one.
     #[inline]
-    fn open_segment(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
+    fn open_segment(&mut self, pool: &mut Pool) -> &mut Buffer {
         // A queue that is never quite empty must not keep what has long been sent.
         let has_room = |segment: &Segment| {
             let short = matches!(&segment.bytes, Piece::Copied(b) if b.len() < SEGMENT_LEN);
             short && segment.kind == Kind::Frames
         };
         if !self.segments.back().is_some_and(has_room) {
-            let segment = Segment::new(Piece::Copied(pool.take()), Kind::Frames);
-            self.segments.push_back(segment);
+            self.push_segment(Piece::Copied(pool.take()), Kind::Frames);
         }
         match self.segments.back_mut() {
             Some(Segment {
@@ -272,20 +310,16 @@ impl SendQueue {
         }
     }
 
-    /// Appends what is no frame, and holds it.
-    pub fn push_head(&mut self, head: Vec<u8>) {
-        self.len += head.len();
-        let segment = Segment::new(Piece::Copied(head), Kind::Tail);
-        self.segments.push_back(segment);
+    /// Appends a copy of what is no frame.
+    pub fn push_head(&mut self, head: &[u8], pool: &mut Pool) {
+        self.push_rest(head, &[], pool);
     }
 
     /// Appends a copy of what is left of a frame that the kernel has begun to take.
     pub fn push_rest(&mut self, front: &[u8], back: &[u8], pool: &mut Pool) {
-        let mut rest = pool.take();
-        pool.reserve(&mut rest, front.len() + back.len());
-        rest.extend_from_slice(front);
-        rest.extend_from_slice(back);
-        self.push_head(rest);
+        let rest = copy(front, back, pool);
+        self.len += rest.len();
+        self.push_segment(Piece::Copied(rest), Kind::Tail);
     }
 
     /// As [`push_shared`](Self::push_shared), as a frame that [`replace`](Self::replace) finds
@@ -303,9 +337,7 @@ impl SendQueue {
     fn push_piece(&mut self, bytes: Bytes, kind: Kind) {
         if !bytes.is_empty() {
             self.len += bytes.len();
-            self.shared_len += bytes.len();
-            let segment = Segment::new(Piece::Shared(bytes), kind);
-            self.segments.push_back(segment);
+            self.push_segment(Piece::Shared(bytes), kind);
         }
     }
 
@@ -321,28 +353,19 @@ impl SendQueue {
         let index = self.find_keyed(key).expect("`keyed_len` has found it");
         let segment = &mut self.segments[index];
         self.len -= segment.all().len();
-        match &segment.bytes {
-            Piece::Shared(bytes) => self.shared_len -= bytes.len(),
-            Piece::Copied(_) => {}
-        }
         let (piece, payload_len) = match frame {
             Replacement::Copied(front, back) => {
-                let mut bytes = pool.take();
-                bytes.extend_from_slice(front);
-                bytes.extend_from_slice(back);
-                (Piece::Copied(bytes), back.len())
+                (Piece::Copied(copy(front, back, pool)), back.len())
             }
-            Replacement::Shared(bytes) => {
-                self.shared_len += bytes.len();
-                (Piece::Shared(bytes), 0)
-            }
+            Replacement::Shared(bytes) => (Piece::Shared(bytes), 0),
         };
         let old = mem::replace(&mut segment.bytes, piece);
         if let Piece::Copied(bytes) = old {
             pool.put(bytes);
         }
         self.len += segment.all().len();
-        match &mut segment.bytes {
+        self.count_held();
+        match &mut self.segments[index].bytes {
             Piece::Copied(bytes) => {
                 let start = bytes.len() - payload_len;
                 &mut bytes[start..]
@@ -380,15 +403,11 @@ impl SendQueue {
             }
             let freed = len - segment.len();
             let is_empty = segment.len() == 0;
-            if matches!(segment.bytes, Piece::Shared(_)) {
-                self.shared_len -= freed;
-            }
             self.len -= freed;
             if spilled.is_some()
                 && let Some(tail) = self.segments.remove(index + 1)
             {
                 self.len -= tail.len();
-                self.shared_len -= tail.len();
             }
             if is_empty {
                 recycle(self.segments.remove(index), pool);
@@ -396,7 +415,35 @@ impl SendQueue {
                 index += 1;
             }
         }
+        self.count_held();
         removed
+    }
+
+    /// Moves what waits into less memory, where most of what is held is not in use.
+    pub fn compact(&mut self, pool: &mut Pool) {
+        for segment in &mut self.segments {
+            // One that is replaced under its key has to lie whole.
+            let may_move = segment.kind == Kind::Frames || segment.kind == Kind::Tail;
+            let (start, len) = (segment.start, segment.len());
+            if let Piece::Copied(bytes) = &mut segment.bytes
+                && may_move
+                && bytes.capacity() > COMPACT_MIN
+                && bytes.capacity() / 2 >= len
+            {
+                let smaller = copy(&bytes[start..], &[], pool);
+                pool.put(mem::replace(bytes, smaller));
+                segment.start = 0;
+                segment.boundary = segment.boundary.saturating_sub(start);
+            }
+        }
+        self.count_held();
+    }
+
+    /// Counts anew what is held before the last segment.
+    fn count_held(&mut self) {
+        let before = self.segments.len().saturating_sub(1);
+        let held = self.segments.iter().take(before).map(Segment::held);
+        self.held_before = held.sum();
     }
 
     /// What waits, from the front, in as many pieces as there are.
@@ -423,17 +470,14 @@ impl SendQueue {
         self.len -= len;
         while let Some(segment) = self.segments.front_mut() {
             let taken = len.min(segment.len());
-            if matches!(segment.bytes, Piece::Shared(_)) {
-                self.shared_len -= taken;
-            }
             if taken < segment.len() {
                 segment.start += taken;
                 return;
             }
             len -= taken;
-            recycle(self.segments.pop_front(), pool);
+            self.pop_segment(pool);
         }
-        debug_assert_eq!((self.len, self.shared_len, len), (0, 0, 0));
+        debug_assert_eq!((self.len, self.held_before, len), (0, 0, 0));
     }
 
     /// Gives everything up.
@@ -443,7 +487,7 @@ impl SendQueue {
             recycle(Some(segment), pool);
         }
         self.len = 0;
-        self.shared_len = 0;
+        self.held_before = 0;
     }
 }
 
@@ -485,11 +529,11 @@ impl Segment {
 
 /// Appends `front[..front_len]` and `back`, in as few steps as it can be done.
 #[inline(always)]
-fn append(bytes: &mut Vec<u8>, front: [u8; 4], front_len: usize, back: &[u8]) {
+fn append(bytes: &mut Buffer, front: [u8; 4], front_len: usize, back: &[u8]) {
     assert!(front_len <= front.len());
-    bytes.reserve(front.len() + back.len());
+    assert!(bytes.capacity() - bytes.len() >= front.len() + back.len());
     let end = bytes.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-    // SAFETY: there is room for `front` and `back`, of which neither lies there.
+    // SAFETY: there is room for `front` and `back`, as asserted above; neither lies there.
     unsafe { ptr::copy_nonoverlapping(front.as_ptr(), end, front.len()) };
     // SAFETY: `front_len` is at most the length of `front`.
     let end = unsafe { end.add(front_len) };
@@ -498,6 +542,15 @@ fn append(bytes: &mut Vec<u8>, front: [u8; 4], front_len: usize, back: &[u8]) {
     let len = bytes.len() + front_len + back.len();
     // SAFETY: so many bytes have been written, within the capacity.
     unsafe { bytes.set_len(len) };
+}
+
+/// A buffer that holds both parts.
+fn copy(front: &[u8], back: &[u8], pool: &mut Pool) -> Buffer {
+    let mut bytes = pool.take();
+    pool.reserve(&mut bytes, front.len() + back.len());
+    bytes.extend_from_slice(front);
+    bytes.extend_from_slice(back);
+    bytes
 }
 
 /// Gives the memory of a segment back.
@@ -546,11 +599,9 @@ mod tests {
 
     fn check(queue: &SendQueue) {
         assert_eq!(content(queue).len(), queue.len());
-        let shared = queue.segments.iter().filter_map(|s| match s.bytes {
-            Piece::Shared(_) => Some(s.len()),
-            Piece::Copied(_) => None,
-        });
-        assert_eq!(shared.sum::<usize>(), queue.shared_len);
+        let held: usize = queue.segments.iter().map(Segment::held).sum();
+        let lists = queue.segments.capacity() * size_of::<Segment>();
+        assert_eq!(queue.held_len(), held + lists);
         assert!(queue.segments.iter().all(|s| s.len() > 0));
         let only = (queue.segments.len() == 1).then(|| content(queue));
         assert_eq!(queue.only_piece(), only.as_deref());
@@ -666,6 +717,8 @@ mod tests {
                 for _ in 0..3 {
                     let removed = queue.remove_oldest(wanted, span, &mut pool);
                     check(&queue);
+                    queue.compact(&mut pool);
+                    check(&queue);
                     // The same, on whole frames.
                     let mut at = 0;
                     let mut want = Removed::default();
@@ -712,5 +765,31 @@ mod tests {
         check(&queue);
         queue.clear(&mut pool);
         check(&queue);
+    }
+
+    #[test]
+    fn compact_queue_holds_little_more_than_what_waits() {
+        let mut pool = Pool::default();
+        let mut queue = SendQueue::default();
+        let frames: Vec<Vec<u8>> = (0..1_000)
+            .map(|n| frame(100, b'a' + (n % 20) as u8))
+            .collect();
+        for frame in &frames {
+            queue.push(frame, &[], &mut pool);
+        }
+        let held = queue.held_len();
+        assert!((100_000..160_000).contains(&held), "{held}");
+        queue.consume(150, &mut pool);
+        queue.remove_oldest(95_000, span, &mut pool);
+        check(&queue);
+        queue.compact(&mut pool);
+        check(&queue);
+        let left = [&frames[1][50..], &frames[952..].concat()].concat();
+        assert_eq!(content(&queue), left);
+        assert!(queue.held_len() <= 40_000, "{}", queue.held_len());
+        let removed = queue.remove_oldest(usize::MAX, span, &mut pool);
+        assert_eq!((removed.messages, queue.len()), (48, 50));
+        queue.clear(&mut pool);
+        assert_eq!((queue.held_before, pool.in_use()), (0, 0));
     }
 }

@@ -36,9 +36,7 @@ impl<D> Conn<D> {
         env: &mut Env,
     ) -> Self {
         let mut conn = Self::new(Role::Client, tls, env);
-        let mut head = env.pool.take();
-        head.extend_from_slice(&handshake.head);
-        conn.push_head(head, env);
+        conn.push_head(&handshake.head, env);
         conn.partial(env).expected = Some((handshake.expected, handshake.compression));
         conn.data = Some(data);
         conn.state.owes_close = true;

@@ -2,6 +2,7 @@
 
 use std::mem;
 
+use crate::buffer::Buffer;
 use crate::config::Compression;
 use crate::config::OutputPolicy;
 use crate::deflate::Bounds;
@@ -341,14 +342,14 @@ impl<D> Conn<D> {
         let bounds = self.bounds(env);
         let mut kept = match &mut self.partial {
             Some(partial) => mem::take(&mut partial.message),
-            None => Vec::new(),
+            None => Buffer::new(),
         };
         self.release_partial(env);
         let mut output = env.codec().take_output();
         let result = if kept.is_empty() {
             env.codec().inflate(chunk.payload, bounds, &mut output)
         } else {
-            kept.extend_from_slice(chunk.payload);
+            env.pool.extend(&mut kept, chunk.payload);
             env.codec().inflate(&kept, bounds, &mut output)
         };
         env.pool.put(kept);

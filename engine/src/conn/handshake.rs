@@ -2,6 +2,7 @@
 
 use std::mem;
 
+use crate::buffer::Buffer;
 use crate::buffer::SendQueue;
 use crate::config::OriginPolicy;
 use crate::http1;
@@ -30,7 +31,7 @@ pub(super) enum Collected<'i> {
     /// It lies whole in the input.
     Here(&'i [u8], &'i mut [u8]),
     /// It came in pieces: put together here, so long.
-    Kept(Vec<u8>, usize, &'i mut [u8]),
+    Kept(Buffer, usize, &'i mut [u8]),
     /// It is longer than the limit; its first line has so many bytes, or no end.
     TooLong(usize),
     /// More of it has to come.
@@ -287,11 +288,12 @@ impl<D> Conn<D> {
         };
         self.state.set_subprotocol(chosen, env);
         let deflate = self.state.accept_deflate(request, env);
-        let mut head = env.pool.take();
+        let mut head = env.take_scratch();
         let subprotocol = self.state.subprotocol(env);
         let (accept_key, extensions) = (request.accept_key(), deflate.as_deref());
         handshake::write_accept(&mut head, &accept_key, subprotocol, extensions, &headers);
-        self.push_head(head, env);
+        self.push_head(&head, env);
+        env.scratch = head;
 
         self.data = Some(data);
         self.open(env, sink);
@@ -312,23 +314,24 @@ impl<D> Conn<D> {
     /// Answers with plain HTTP, the last thing that is sent.
     pub(super) fn respond(&mut self, response: Response, head_only: bool, env: &mut Env) {
         env.metrics.http_responses.add(1);
-        let mut head = env.pool.take();
+        let mut head = env.take_scratch();
         response.write_head(&mut head);
-        let queue = self.push_head(head, env);
+        let queue = self.push_head(&head, env);
         if !head_only {
             // No frame either.
             queue.push_tail(response.body_bytes().clone());
         }
+        env.scratch = head;
         self.state.phase = Phase::Lingering;
     }
 
     /// Queues a head, which is no message: it is not counted.
-    pub(super) fn push_head(&mut self, head: Vec<u8>, env: &mut Env) -> &mut SendQueue {
+    pub(super) fn push_head(&mut self, head: &[u8], env: &mut Env) -> &mut SendQueue {
         let queue = self
             .state
             .queue
             .get_or_insert_with(|| env.pool.take_queue());
-        queue.push_head(head);
+        queue.push_head(head, &mut env.pool);
         queue
     }
 }

@@ -77,6 +77,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::buffer::Buffer;
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
 use crate::config::COMPRESSION_BUDGET;
@@ -278,6 +279,13 @@ impl Env {
         blocked
     }
 
+    /// An empty buffer, which is to be put back.
+    fn take_scratch(&mut self) -> Vec<u8> {
+        let mut scratch = mem::take(&mut self.scratch);
+        scratch.clear();
+        scratch
+    }
+
     #[inline]
     fn route(&self, index: u16) -> &RouteEnv {
         &self.routes[usize::from(index)]
@@ -343,9 +351,9 @@ const _: () = assert!(size_of::<Conn<()>>() <= 112);
 #[derive(Debug, Default)]
 struct Partial {
     /// The head, before the upgrade; then the tail that the decoder left.
-    tail: Vec<u8>,
+    tail: Buffer,
     /// The chunks of a message.
-    message: Vec<u8>,
+    message: Buffer,
     /// The payload of the latest ping, if there was no room for its pong.
     pong: Option<Vec<u8>>,
     /// What the answer to a client's request has to hold.
@@ -670,12 +678,14 @@ impl<D> Conn<D> {
     }
 
     /// Keeps bytes of a head or a frame that has not ended; gives all that is kept of it.
-    fn keep(&mut self, bytes: &[u8], env: &mut Env) -> &mut Vec<u8> {
-        let partial = self.partial(env);
+    fn keep(&mut self, bytes: &[u8], env: &mut Env) -> &mut Buffer {
+        let partial = self
+            .partial
+            .get_or_insert_with(|| env.partials.pop().unwrap_or_default());
         if partial.tail.capacity() == 0 {
             partial.tail = env.pool.take();
         }
-        partial.tail.extend_from_slice(bytes);
+        env.pool.extend(&mut partial.tail, bytes);
         &mut partial.tail
     }
 

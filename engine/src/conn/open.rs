@@ -2,6 +2,7 @@
 
 use std::mem;
 
+use crate::buffer::Buffer;
 use crate::protocol;
 use crate::protocol::Event;
 use crate::protocol::Message;
@@ -123,7 +124,7 @@ impl<D> Conn<D> {
     }
 
     /// Keeps a piece of a message that is put together.
-    pub(super) fn keep_piece(&mut self, piece: &[u8], env: &mut Env) -> &mut Vec<u8> {
+    pub(super) fn keep_piece(&mut self, piece: &[u8], env: &mut Env) -> &mut Buffer {
         let partial = self
             .partial
             .get_or_insert_with(|| env.partials.pop().unwrap_or_default());

@@ -2,6 +2,8 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+#[cfg(feature = "json")]
+use crate::buffer::Buffer;
 use crate::buffer::FrameSpan;
 use crate::buffer::Pool;
 use crate::buffer::Replacement;
@@ -180,13 +182,13 @@ impl<D> Output<'_, D> {
 
     /// A buffer to encode a message in, for [`put_buffer`](Self::put_buffer) to take back.
     #[cfg(feature = "json")]
-    pub fn take_buffer(&mut self) -> Vec<u8> {
+    pub fn take_buffer(&mut self) -> Buffer {
         self.env.pool.take()
     }
 
     /// Takes it back.
     #[cfg(feature = "json")]
-    pub fn put_buffer(&mut self, buffer: Vec<u8>) {
+    pub fn put_buffer(&mut self, buffer: Buffer) {
         self.env.pool.put(buffer);
     }
 
@@ -533,15 +535,25 @@ impl State {
         }
     }
 
-    /// Gives up what waits for the sake of the others: the connection is closed (1013).
+    /// Gives up what waits for the sake of the others: the connection is closed (1013). One that is
+    /// closing, and has nothing more to give up, ends at once.
     pub(super) fn evict(&mut self, env: &mut Env) {
-        if !matches!(self.phase, Phase::Open | Phase::CloseSent) {
-            // An answer that its client does not read.
+        let queued_len = self.queued_len();
+        if matches!(self.phase, Phase::Open | Phase::CloseSent) {
+            // Nothing that would refer to what is given up is sent behind it.
+            self.remove_oldest(usize::MAX, false, env);
+        }
+        if self.phase != Phase::Open && self.queued_len() == queued_len {
+            // Neither are answers that their clients do not read.
             self.phase = Phase::Closed;
             return;
         }
-        // Nothing that would refer to what is given up is sent behind it.
-        self.remove_oldest(usize::MAX, false, env);
+        if let Some(queue) = &mut self.queue {
+            queue.compact(&mut env.pool);
+        }
+        if let Some(tls) = &mut self.tls {
+            tls.compact(&mut env.pool);
+        }
         let frame = CloseFrame::new(CloseCode::TRY_AGAIN_LATER, "out of memory for output");
         self.begin_close(&frame, env);
         self.account(env);
@@ -676,7 +688,7 @@ impl State {
     #[cold]
     pub(super) fn account(&mut self, env: &mut Env) {
         let held = if self.blocked {
-            let sealed = self.tls.as_ref().map_or(0, |tls| tls.queued_len());
+            let sealed = self.tls.as_ref().map_or(0, |tls| tls.held_len());
             sealed + self.queue.as_ref().map_or(0, |queue| queue.held_len())
         } else {
             0

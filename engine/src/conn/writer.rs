@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::io::Write;
 use std::mem;
 
+use crate::buffer::Buffer;
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
 use crate::config::OutputPolicy;
@@ -65,7 +66,7 @@ pub struct MessageWriter<'a> {
     state: &'a mut State,
     env: &'a mut Env,
     wire: &'a mut dyn Flush,
-    fragment: Vec<u8>,
+    fragment: Buffer,
     finished: bool,
 }
 

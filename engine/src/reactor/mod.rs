@@ -53,6 +53,7 @@ use crate::slab::Key;
 pub use connect::Target;
 pub use connect::prepare_adopted;
 pub use sys::allowed_cpus;
+pub use sys::discard;
 
 /// The most pieces that one send takes.
 pub const SLICES_MAX: usize = 16;

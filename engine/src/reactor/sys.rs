@@ -2,6 +2,7 @@
 
 use std::io;
 use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
@@ -148,3 +149,24 @@ pub(super) fn descriptor_limit() -> usize {
 pub(super) fn limit(resource: Resource) -> Option<u64> {
     getrlimit(resource).current
 }
+
+/// Gives the whole pages of memory whose content is dead to the system: they come back empty when
+/// they are written to. Where the system refuses (locked memory), they stay.
+#[cfg(target_os = "linux")]
+pub fn discard(memory: &mut [MaybeUninit<u8>]) {
+    let page = rustix::param::page_size();
+    let start = memory.as_mut_ptr();
+    let offset = start.align_offset(page);
+    let len = memory.len().saturating_sub(offset) / page * page;
+    if len == 0 {
+        return;
+    }
+    let first = start.wrapping_add(offset).cast();
+    // SAFETY: the range lies inside `memory`, which is borrowed for this call alone and whose
+    // content is not initialised: no value is lost, whatever the pages hold afterwards.
+    let _ = unsafe { rustix::mm::madvise(first, len, rustix::mm::Advice::LinuxDontNeed) };
+}
+
+/// Other systems do not promise what is wanted here.
+#[cfg(not(target_os = "linux"))]
+pub fn discard(_: &mut [MaybeUninit<u8>]) {}

@@ -20,6 +20,7 @@ use rustls::unbuffered::UnbufferedStatus;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 
+use crate::buffer::Buffer;
 use crate::buffer::Pool;
 use crate::buffer::SendQueue;
 
@@ -53,7 +54,7 @@ const CONTENT_HANDSHAKE: u8 = 22;
 pub struct Session {
     stage: Stage,
     /// Ciphertext that is not a whole record, or not a whole handshake message.
-    incoming: Vec<u8>,
+    incoming: Buffer,
     /// Ciphertext that waits for the kernel.
     outgoing: Option<Box<SendQueue>>,
     /// How much plaintext `outgoing` holds.
@@ -167,7 +168,7 @@ impl Session {
     fn new(side: Side, extracts: bool) -> Self {
         Self {
             stage: Stage::Rustls(Box::new(side)),
-            incoming: Vec::new(),
+            incoming: Buffer::new(),
             outgoing: None,
             sealed_len: 0,
             can_seal: false,
@@ -221,6 +222,18 @@ impl Session {
         self.sealed_len.min(waiting)
     }
 
+    /// Moves ciphertext that waits into less memory, where most of it is not in use.
+    pub fn compact(&mut self, pool: &mut Pool) {
+        if let Some(queue) = &mut self.outgoing {
+            queue.compact(pool);
+        }
+    }
+
+    /// Memory that is held for ciphertext that waits.
+    pub fn held_len(&self) -> usize {
+        self.outgoing.as_ref().map_or(0, |queue| queue.held_len())
+    }
+
     /// The kernel has taken `len` bytes of ciphertext.
     pub fn consume(&mut self, len: usize, pool: &mut Pool) {
         if let Some(queue) = &mut self.outgoing {
@@ -258,7 +271,7 @@ impl Session {
                 missing => missing.min(rest.len()),
             };
             let (front, back) = mem::take(&mut rest).split_at_mut(len);
-            self.incoming.extend_from_slice(front);
+            pool.extend(&mut self.incoming, front);
             rest = back;
             let established = matches!(self.stage, Stage::Established(..));
             if missing_len(&self.incoming) > 0 && !established {
@@ -271,7 +284,7 @@ impl Session {
                 pool.put(incoming);
             } else {
                 // A handshake message that goes on in the next record.
-                incoming.drain(..taken);
+                remove_front(&mut incoming, taken);
                 self.incoming = incoming;
             }
         }
@@ -281,7 +294,7 @@ impl Session {
                 if self.incoming.capacity() == 0 {
                     self.incoming = pool.take();
                 }
-                self.incoming.extend_from_slice(&rest[taken..]);
+                pool.extend(&mut self.incoming, &rest[taken..]);
             }
         }
         Ok(())
@@ -555,7 +568,7 @@ impl Session {
         let taken = self.drive(&mut incoming, &mut plain, pool, seal);
         let taken = taken.inspect_err(|_| pool.put(mem::take(&mut incoming)))?;
         debug_assert!(plain.is_empty(), "plaintext was taken with its record");
-        incoming.drain(..taken);
+        remove_front(&mut incoming, taken);
         self.incoming = incoming;
         Ok(())
     }
@@ -589,6 +602,12 @@ fn server_name(name: &str) -> io::Result<ServerName<'_>> {
         io::Error::new(io::ErrorKind::InvalidInput, text)
     };
     ServerName::try_from(name).map_err(invalid)
+}
+
+/// Moves what lies behind the first `len` bytes to the front.
+fn remove_front(buffer: &mut Buffer, len: usize) {
+    buffer.copy_within(len.., 0);
+    buffer.truncate(buffer.len() - len);
 }
 
 /// How many bytes the record at the front of `incoming` lacks, or its header.

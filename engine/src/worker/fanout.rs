@@ -19,6 +19,7 @@ use super::SEND_BATCH;
 use super::Slot;
 use super::Worker;
 use super::thread::Published;
+use super::trim_deque;
 
 /// Blocked connections that are looked at in one turn.
 const LOOK_MAX: usize = 1024;
@@ -194,6 +195,15 @@ impl Blocked {
 
     fn len(&self) -> usize {
         self.seen.len() + self.unseen.len()
+    }
+
+    /// Gives up memory that only a peak has needed.
+    pub(super) fn trim(&mut self) {
+        trim_deque(&mut self.seen);
+        trim_deque(&mut self.unseen);
+        if self.sizes.is_empty() {
+            self.sizes = BinaryHeap::new();
+        }
     }
 
     /// Whether most of them may not be blocked any more, or a pass has begun.

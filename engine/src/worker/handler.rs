@@ -328,7 +328,7 @@ impl<D> Context<'_, D> {
         value: &(impl serde::Serialize + ?Sized),
     ) -> serde_json::Result<SendResult> {
         let mut text = self.output.take_buffer();
-        let written = serde_json::to_writer(&mut text, value);
+        let written = serde_json::to_writer(bytes::BufMut::writer(&mut text), value);
         let result = written.map(|()| self.send(Message::checked(true, &text)));
         self.output.put_buffer(text);
         result

@@ -63,6 +63,7 @@ use crate::conn::Prepared;
 use crate::conn::Step;
 use crate::protocol::CloseFrame;
 use crate::pubsub::Subscriptions;
+use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::Event;
 use crate::reactor::Token;
@@ -102,6 +103,9 @@ const SEND_BATCH: usize = 32;
 
 /// Room that the lists of connections have from the start.
 const LISTS_LEN: usize = 1024;
+
+/// A list that has room for so many times what it holds gives some of it back.
+const TRIM_FACTOR: usize = 4;
 
 /// Commands taken from the mailbox in one turn.
 const COMMANDS_MAX: usize = 4096;
@@ -198,6 +202,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         env.metrics = Arc::clone(remote.recorder(number));
         // What one batch of receives can be answered with.
         env.pool.warm(TURN_BATCH_MAX);
+        env.pool.discard_with(reactor::discard);
         let accepts = AcceptBudget::new(env.accept_rate_max);
         let mut worker = Self {
             now: backend.now(),
@@ -260,7 +265,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.env.now = now;
         let now_s = self.now.as_secs() as u32;
         if mem::replace(&mut self.env.now_s, now_s) != now_s {
-            self.env.pool.trim();
+            self.trim();
         }
         self.local.attended = self.attended;
         // Before anything sets a deadline, which counts from where the sweep has come to.
@@ -275,8 +280,26 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.publish();
         self.flush();
         self.keep_to_budget();
+        if self.env.pool.has_spare() {
+            self.env.pool.release();
+        }
         self.record_turn();
         Ok(())
+    }
+
+    /// Gives up what only a peak has needed, once a second: lists by half, so that no turn has
+    /// much to give back.
+    #[cold]
+    fn trim(&mut self) {
+        self.env.pool.trim();
+        self.local.trim();
+        self.blocked.trim();
+        trim_list(&mut self.touched);
+        trim_list(&mut self.events);
+        trim_list(&mut self.swept);
+        trim_deque(&mut self.ready);
+        trim_deque(&mut self.overdue);
+        trim_deque(&mut self.stalled);
     }
 
     /// What can be seen from outside, at the end of a turn.
@@ -481,7 +504,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
         let alarm = self.local.alarms.next();
         let drain = self.draining.as_ref().map(|_| now + drain::STEP);
-        let points = [self.accept_at, self.stop_at, alarm, drain];
+        let release = self.env.pool.until_release().map(|wait| now + wait);
+        let points = [self.accept_at, self.stop_at, alarm, drain, release];
         for at in points.into_iter().flatten() {
             due = due.min(at.saturating_sub(now));
         }
@@ -794,6 +818,20 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
         }
         self.broadcast();
+    }
+}
+
+/// Gives up half of what a list has grown to, if that is far more than it needs now.
+fn trim_list<T>(list: &mut Vec<T>) {
+    if list.capacity() > TRIM_FACTOR * list.len().max(LISTS_LEN) {
+        list.shrink_to(list.capacity() / 2);
+    }
+}
+
+/// As [`trim_list`].
+fn trim_deque<T>(list: &mut VecDeque<T>) {
+    if list.capacity() > TRIM_FACTOR * list.len().max(LISTS_LEN) {
+        list.shrink_to(list.capacity() / 2);
     }
 }
 

@@ -18,9 +18,12 @@ use crate::timer::Alarms;
 
 use super::Callback;
 use super::ConnId;
+use super::LISTS_LEN;
 use super::PostError;
 use super::Remote;
 use super::SlowCallback;
+use super::TRIM_FACTOR;
+use super::trim_deque;
 
 /// What the callbacks of a thread can ask for, besides what they ask of their connection. It
 /// happens later in the turn.
@@ -112,6 +115,16 @@ impl<D> Local<D> {
             metrics_path: env.metrics_path.clone(),
             timing: Timing::new(env.slow_callback),
         }
+    }
+
+    /// Gives up memory that only a peak has needed.
+    pub(super) fn trim(&mut self) {
+        self.alarms.trim();
+        let openings = &mut self.timing.openings;
+        if openings.capacity() > TRIM_FACTOR * openings.len().max(LISTS_LEN) {
+            openings.shrink_to(openings.capacity() / 2);
+        }
+        trim_deque(&mut self.connects);
     }
 
     /// Records how long a callback took; says if that was too long.
