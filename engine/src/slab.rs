@@ -20,6 +20,9 @@ pub struct Key {
 /// Slots that are kept whatever happens.
 const TRIM_MIN: usize = 1024;
 
+/// Bytes of slots from which on none are given back: that would hold the thread up.
+const TRIM_LEN_MAX: usize = 8 * 1024 * 1024;
+
 #[derive(Debug)]
 struct Entry<T> {
     generation: u32,
@@ -126,11 +129,12 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Gives back the memory of vacant slots behind the last value, if they are half of all; what
-    /// names their next values is kept.
+    /// Gives back the memory of vacant slots after the last value, if they are half of all and so
+    /// few that it takes a fraction of a millisecond; the generations of their next values are kept.
     pub fn trim(&mut self) {
-        if self.entries.capacity() >= TRIM_MIN && self.entries.len() <= self.entries.capacity() / 2
-        {
+        let capacity = self.entries.capacity();
+        let is_short = capacity.saturating_mul(size_of::<Entry<T>>()) <= TRIM_LEN_MAX;
+        if capacity >= TRIM_MIN && is_short && self.entries.len() <= capacity / 2 {
             self.entries.shrink_to_fit();
         }
     }
@@ -181,5 +185,20 @@ mod tests {
         assert_eq!(slab.remove(last), None);
         assert_eq!(slab.insert(2).index, 1);
         assert_eq!(slab.keys().count(), 1);
+    }
+
+    #[test]
+    fn trimmed_slots_keep_their_generations() {
+        let mut slab = Slab::default();
+        let keys: Vec<Key> = (0..10_000).map(|value| slab.insert(value)).collect();
+        for key in &keys[10..] {
+            slab.remove(*key);
+        }
+        slab.trim();
+        assert!(slab.entries.capacity() < TRIM_MIN);
+        let again: Vec<Key> = (0..10_000).map(|value| slab.insert(value)).collect();
+        assert!(keys[10..].iter().all(|key| slab.get(*key).is_none()));
+        assert!(keys[..10].iter().all(|key| slab.get(*key).is_some()));
+        assert!(again.iter().all(|key| slab.get(*key).is_some()));
     }
 }

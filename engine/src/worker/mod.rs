@@ -292,6 +292,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     #[cold]
     fn trim(&mut self) {
         self.env.pool.trim();
+        self.conns.trim();
         self.local.trim();
         self.blocked.trim();
         trim_list(&mut self.touched);
