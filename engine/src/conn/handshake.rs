@@ -18,6 +18,7 @@ use super::Conn;
 use super::Env;
 use super::Phase;
 use super::Sink;
+use super::owner::guarded;
 use super::upgrade::Answer;
 use super::upgrade::DeferredAnswer;
 use super::upgrade::Opening;
@@ -68,6 +69,10 @@ impl<D> Conn<D> {
                 let long_uri = line_len > env.limits().uri_len_max + REQUEST_LINE_REST;
                 let status = if long_uri { 414 } else { 431 };
                 self.respond(Response::text(status), false, env);
+            }
+            // No server will be there when the rest has come.
+            Collected::Incomplete if env.draining && env.health_path.is_none() => {
+                self.end_handshake(env);
             }
             Collected::Incomplete => {}
         }
@@ -279,6 +284,8 @@ impl<D> Conn<D> {
             Answer::Reject(response) => return self.respond(response, false, env),
             Answer::Defer => unreachable!("it has been looked for"),
         };
+        // Before anything of the user's is called that may panic.
+        self.data = Some(data);
         // RFC 6455 §4.2.2: one that the client has offered, or none.
         let spoken = &env.route(self.state.route).route.subprotocols;
         let chosen = match &wanted {
@@ -292,8 +299,6 @@ impl<D> Conn<D> {
         let (accept_key, extensions) = (request.accept_key(), deflate.as_deref());
         handshake::write_accept(&mut head, &accept_key, subprotocol, extensions, &headers);
         self.push_head(head, env);
-
-        self.data = Some(data);
         self.open(env, sink);
     }
 
@@ -317,7 +322,7 @@ impl<D> Conn<D> {
         let queue = self.push_head(head, env);
         if !head_only {
             // No frame either.
-            queue.push_tail(response.body_bytes().clone());
+            queue.push_tail(guarded(response.body_bytes().clone()));
         }
         self.state.phase = Phase::Lingering;
     }
