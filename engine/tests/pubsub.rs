@@ -163,6 +163,8 @@ fn unsubscribing_and_closing_inside_a_publish_is_defined_uaf(world: World) {
     links[2].expect_text("gone");
     links[2].expect_text("also gone");
     links[2].send_text("close");
+    // In the order asked: what it has published before its Close frame, and nothing after that.
+    links[2].expect_text("closing");
     links[2].expect_close_answered(1000);
     for index in [0, 3, 4] {
         for text in ["gone", "also gone", "closing", "closed"] {

@@ -32,6 +32,8 @@ use sockeye::Response;
 use sockeye::Route;
 use sockeye::SendOptions;
 use sockeye::SendResult;
+use sockeye::SlowCallback;
+use sockeye::Thread;
 use sockeye::Upgrade;
 use sockeye::http1;
 use sockeye::protocol;
@@ -204,6 +206,22 @@ struct Data {
     /// A message that comes in chunks, so far.
     chunks: Vec<u8>,
     paused: bool,
+    /// It has published: what comes of that may close it before it sends what it is about to.
+    published: bool,
+    bomb: Bomb,
+}
+
+/// Panics when it is dropped, if it is armed.
+#[derive(Default)]
+struct Bomb(bool);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        // A second panic while the first is unwinding would end the process.
+        if self.0 && !std::thread::panicking() {
+            panic!("as asked");
+        }
+    }
 }
 
 /// Does anything at any time, and checks what it is told.
@@ -270,9 +288,15 @@ impl Chaos {
             6 => {
                 conn.unsubscribe(&topic);
             }
-            7 | 8 => conn.publish(&topic, "b").expect("room"),
+            7 | 8 => {
+                conn.data().published = true;
+                conn.publish(&topic, "b").expect("room");
+            }
             9 => conn.publish_to_others(&topic, "b").expect("room"),
-            10 => conn.publish_with(&topic, "b", &options).expect("room"),
+            10 => {
+                conn.data().published = true;
+                conn.publish_with(&topic, "b", &options).expect("room");
+            }
             11 => {
                 conn.send_with("b", &options);
             }
@@ -291,9 +315,11 @@ impl Chaos {
             15 | 16 => self.write(conn),
             17 if !self.open.is_empty() => {
                 let other = self.open[self.chance.below(self.open.len())];
-                let _ = match self.chance.below(4) {
+                let bomb = Bomb(self.chance.once_in(10));
+                let _ = match self.chance.below(6) {
                     0 => conn.remote().terminate(other),
-                    1 => conn.remote().post_to(other, 7_u8),
+                    1 => conn.remote().post_to(other, bomb),
+                    4 | 5 => conn.remote().post(0, bomb),
                     2 => conn.remote().resume(other),
                     _ => conn.remote().publish(&topic, "b"),
                 };
@@ -327,6 +353,13 @@ impl Chaos {
         }
     }
 
+    /// For callbacks that do nothing else.
+    fn may_panic(&mut self) {
+        if self.chance.once_in(50) {
+            panic!("as asked");
+        }
+    }
+
     fn check(&mut self, holds: bool, what: &str) {
         if !holds {
             self.violations.push(what.to_owned());
@@ -348,6 +381,7 @@ impl Handler for Chaos {
         );
         self.seen.outgoing += u64::from(is_client);
         conn.data().opened = true;
+        conn.data().bomb = Bomb(self.chance.once_in(100));
         self.open.push(id);
         self.act(conn);
     }
@@ -364,12 +398,63 @@ impl Handler for Chaos {
         match conn.send(message) {
             SendResult::Sent | SendResult::Queued(_) => self.seen.echoes += 1,
             SendResult::Dropped(_) => {}
-            SendResult::Gone => self.check(false, "gone in its own callback"),
+            SendResult::Gone => {
+                self.check(conn.data().published, "gone in its own callback");
+            }
         }
         self.act(conn);
     }
 
+    fn on_deferred(
+        &mut self,
+        _: &mut OpeningHandshake<'_>,
+        value: Box<dyn Any + Send>,
+    ) -> Upgrade<Data> {
+        self.may_panic();
+        drop(value);
+        Upgrade::accept(Data::default())
+    }
+
+    fn on_http(&mut self, _: &http1::Request<'_>) -> Response {
+        self.may_panic();
+        Response::text(404)
+    }
+
+    fn on_connect(&mut self, _: &Connect) -> Data {
+        self.may_panic();
+        Data {
+            outgoing: true,
+            ..Data::default()
+        }
+    }
+
+    fn on_start(&mut self, _: &mut Thread<'_, Data>) {
+        self.may_panic();
+    }
+
+    fn on_remote(&mut self, thread: &mut Thread<'_, Data>, value: Box<dyn Any + Send>) {
+        let after = Duration::from_millis(self.chance.below(500) as u64);
+        thread.set_timer(after, 0);
+        self.may_panic();
+        drop(value);
+    }
+
+    fn on_thread_timer(&mut self, thread: &mut Thread<'_, Data>, _: u64) {
+        let _ = thread.publish("0", "b");
+        self.may_panic();
+    }
+
+    fn on_slow_callback(&mut self, _: &SlowCallback) {
+        self.may_panic();
+    }
+
+    fn on_pong(&mut self, conn: &mut Context<'_, Data>, _: &[u8], _: Option<Duration>) {
+        self.check(self.open.contains(&conn.id()), "a pong outside");
+        self.may_panic();
+    }
+
     fn on_upgrade(&mut self, request: &mut OpeningHandshake<'_>) -> Upgrade<Data> {
+        self.may_panic();
         if !self.defers || self.chance.once_in(2) {
             return Upgrade::accept(Data::default());
         }
@@ -421,6 +506,7 @@ impl Handler for Chaos {
         self.check(self.open.contains(&conn.id()), "a drain outside");
         self.seen.drains += 1;
         conn.send("b");
+        self.may_panic();
     }
 
     fn on_close(&mut self, conn: &mut Context<'_, Data>, closed: &Closed<'_>) {

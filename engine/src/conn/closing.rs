@@ -97,7 +97,7 @@ impl<D> Conn<D> {
         self.state.closing_done = clean;
         self.state.parked = false;
         let owed = mem::take(&mut self.state.owes_close);
-        if let Some(mut data) = self.data.take().filter(|_| owed) {
+        if let Some(mut data) = self.data.take() {
             let closed = Closed {
                 cause,
                 initiator,
@@ -108,7 +108,10 @@ impl<D> Conn<D> {
                 data: &mut data,
                 env,
             };
-            sink.close(output, &closed);
+            if owed {
+                sink.close(output, &closed);
+            }
+            sink.discard(data);
         }
     }
 
@@ -278,14 +281,26 @@ impl<D> Conn<D> {
         }
     }
 
-    /// Begins the closing handshake from outside a callback. A connection that has not been
-    /// upgraded is dropped if `unopened` says so.
+    /// Ends an opening handshake because the server ends. A request that has come, or begun to
+    /// come, is answered with 503; a connection that has sent nothing is closed.
+    pub fn end_handshake(&mut self, env: &mut Env) {
+        if self.state.phase != Phase::Handshake || self.give_deferral_up(env) {
+            return;
+        }
+        let is_begun = self.partial.as_ref().is_some_and(|p| !p.tail.is_empty());
+        self.clear_partial(env);
+        if is_begun && self.state.role == Role::Server {
+            self.respond(Response::text(503), false, env);
+        } else {
+            self.state.phase = Phase::Closed;
+        }
+    }
+
+    /// Begins the closing handshake from outside a callback; ends the opening handshake if that is
+    /// not over and `unopened` says so.
     pub fn begin_close(&mut self, close: &CloseFrame<'_>, unopened: bool, env: &mut Env) {
         match self.state.phase {
-            Phase::Handshake if unopened => {
-                self.clear_partial(env);
-                self.state.phase = Phase::Closed;
-            }
+            Phase::Handshake if unopened => self.end_handshake(env),
             _ => self.state.begin_close(close, env),
         }
     }

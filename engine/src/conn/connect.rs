@@ -45,6 +45,14 @@ impl<D> Conn<D> {
         conn
     }
 
+    /// A connection that cannot be made: its data is for the `on_close` that says so.
+    pub fn not_connected(data: D, env: &Env) -> Self {
+        let mut conn = Self::new(Role::Client, None, env);
+        conn.data = Some(data);
+        conn.state.owes_close = true;
+        conn
+    }
+
     /// Takes bytes of the response head, and of frames that came along with it.
     pub(super) fn receive_response(
         &mut self,

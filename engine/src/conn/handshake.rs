@@ -19,6 +19,7 @@ use super::Conn;
 use super::Env;
 use super::Phase;
 use super::Sink;
+use super::owner::guarded;
 use super::upgrade::Answer;
 use super::upgrade::DeferredAnswer;
 use super::upgrade::Opening;
@@ -69,6 +70,10 @@ impl<D> Conn<D> {
                 let long_uri = line_len > env.limits().uri_len_max + REQUEST_LINE_REST;
                 let status = if long_uri { 414 } else { 431 };
                 self.respond(Response::text(status), false, env);
+            }
+            // No server will be there when the rest has come.
+            Collected::Incomplete if env.draining && env.health_path.is_none() => {
+                self.end_handshake(env);
             }
             Collected::Incomplete => {}
         }
@@ -280,6 +285,8 @@ impl<D> Conn<D> {
             Answer::Reject(response) => return self.respond(response, false, env),
             Answer::Defer => unreachable!("it has been looked for"),
         };
+        // Before anything of the user's is called that may panic.
+        self.data = Some(data);
         // RFC 6455 §4.2.2: one that the client has offered, or none.
         let spoken = &env.route(self.state.route).route.subprotocols;
         let chosen = match &wanted {
@@ -294,8 +301,6 @@ impl<D> Conn<D> {
         handshake::write_accept(&mut head, &accept_key, subprotocol, extensions, &headers);
         self.push_head(&head, env);
         env.scratch = head;
-
-        self.data = Some(data);
         self.open(env, sink);
     }
 
@@ -319,7 +324,7 @@ impl<D> Conn<D> {
         let queue = self.push_head(&head, env);
         if !head_only {
             // No frame either.
-            queue.push_tail(response.body_bytes().clone());
+            queue.push_tail(guarded(response.body_bytes().clone()));
         }
         env.scratch = head;
         self.state.phase = Phase::Lingering;

@@ -32,6 +32,7 @@ mod handshake;
 mod open;
 mod outcome;
 mod output;
+mod owner;
 mod pause;
 mod prepared;
 mod proxy;
@@ -64,6 +65,7 @@ pub use output::Dropped;
 pub use output::Output;
 pub use output::SendOptions;
 pub use output::SendResult;
+pub use owner::take_owner_panics;
 pub use prepared::Prepared;
 pub use proxy::counted_address;
 pub use upgrade::DeferredAnswer;
@@ -136,6 +138,10 @@ pub trait Sink<D> {
     fn dropped(&mut self, output: Output<'_, D>, dropped: Dropped);
     /// The connection is over: nothing can be sent.
     fn close(&mut self, output: Output<'_, D>, closed: &Closed<'_>);
+    /// Drops the data of a connection, whose destructor is the user's.
+    fn discard(&mut self, data: D) {
+        drop(data);
+    }
     /// Sends as much of the connection's queue as the kernel takes now; says whether it would
     /// not take all, and will say when it does.
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool;
@@ -654,6 +660,26 @@ impl<D> Conn<D> {
         self.state.output_ended = true;
         // From here on the peer has the closing time-out to close its side.
         self.state.deadline_phase = Phase::Closed;
+    }
+
+    /// The user's data, if there still is some: to be dropped where its destructor may panic.
+    pub fn take_data(&mut self) -> Option<D> {
+        self.data.take()
+    }
+
+    /// Whether its opening handshake is not over.
+    pub fn is_opening(&self) -> bool {
+        self.state.phase == Phase::Handshake
+    }
+
+    /// Whether the answer to its request is deferred.
+    pub fn is_deferred(&self) -> bool {
+        self.state.deferred
+    }
+
+    /// Which end of the connection this is.
+    pub fn role(&self) -> Role {
+        self.state.role
     }
 
     /// Takes the connection apart: buffers go back.

@@ -204,6 +204,22 @@ impl<D> Output<'_, D> {
         self.state.push_with(outgoing, options, true, self.env)
     }
 
+    /// The next message is not queued as it comes: something has to come before it.
+    pub fn hold_straight(&mut self) {
+        self.state.sends_straight = false;
+    }
+
+    /// Nothing has to come before the next message any more.
+    pub fn renew_straight(&mut self) {
+        self.state.set_sends_straight(self.env);
+    }
+
+    /// Queues a message that was published: what is given up of it is reported by `on_dropped`.
+    pub fn send_published(&mut self, prepared: &Prepared, options: &SendOptions) -> SendResult {
+        let outgoing = Outgoing::Shared(prepared);
+        self.state.push_with(outgoing, options, false, self.env)
+    }
+
     /// Queues a ping; the payload is cut at 125 bytes.
     pub fn ping(&mut self, payload: &[u8]) -> SendResult {
         if self.state.phase != Phase::Open {

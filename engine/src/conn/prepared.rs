@@ -14,6 +14,8 @@ use crate::protocol::Message;
 use crate::protocol::Opcode;
 use crate::protocol::OwnedMessage;
 
+use super::owner::guarded;
+
 /// A message that is encoded once and sent to any number of connections, of any thread: what
 /// waits for each of them is a reference. Cloning it copies nothing.
 ///
@@ -75,7 +77,7 @@ impl Prepared {
         if payload.len() < SHARED_LEN_MIN {
             return Self::copied(opcode, &payload);
         }
-        Self::framed(opcode, payload, false)
+        Self::framed(opcode, guarded(payload), false)
     }
 
     /// A message whose header and payload are apart.

@@ -87,6 +87,13 @@ macro_rules! recorded {
             }
         }
 
+        impl Recorder {
+            /// Its gauges.
+            pub fn gauges(&self) -> impl Iterator<Item = &Counter> {
+                [ $( &self.$gauge, )+ ].into_iter()
+            }
+        }
+
         impl ThreadMetrics {
             /// Adds what another has recorded.
             pub fn add(&mut self, other: &Self) {

@@ -42,6 +42,11 @@ pub struct PubSub<M> {
     pending: Vec<Publication<M>>,
     /// What is being delivered, given back empty.
     spare: Vec<Publication<M>>,
+    /// Subscribers that have had some of what is pending before the others, and how many
+    /// publications, of all topics.
+    ahead: HashMap<Key, usize>,
+    /// What was pending is being delivered.
+    delivering: bool,
     counts: Arc<TopicCounts>,
 }
 
@@ -110,6 +115,8 @@ pub struct Publication<M> {
     topic: u32,
     /// It is for subscribers before this position.
     end: usize,
+    /// Its place among those that were taken together.
+    index: usize,
 }
 
 impl<M> PubSub<M> {
@@ -121,6 +128,8 @@ impl<M> PubSub<M> {
             subscriptions: ::slab::Slab::new(),
             pending: Vec::new(),
             spare: Vec::new(),
+            ahead: HashMap::new(),
+            delivering: false,
             counts,
         }
     }
@@ -242,8 +251,54 @@ impl<M> PubSub<M> {
             except,
             topic,
             end: entry.subscribers.len(),
+            index: self.pending.len(),
         });
         entry.subscribers.len() - entry.holes
+    }
+
+    /// A subscriber has published: whatever it sends next comes after what is pending for it, which
+    /// [`catch_up`](Self::catch_up) gives. Returns `false` if it does not subscribe to this topic,
+    /// or while a delivery is under way: what is pending comes after that.
+    pub fn expect_catch_up(&mut self, key: Key, list: &Subscriptions, name: &str) -> bool {
+        let topic = self.names.get(name);
+        let subscribes = topic.is_some_and(|&topic| self.find(list, topic).is_some());
+        if subscribes && !self.delivering {
+            self.ahead.entry(key).or_insert(0);
+        }
+        subscribes && !self.delivering
+    }
+
+    /// What is pending for a subscriber that has published, and has not been given to it: it counts
+    /// as delivered from here on.
+    pub fn catch_up(&mut self, key: Key, list: &Subscriptions) -> Vec<M>
+    where
+        M: Clone,
+    {
+        if self.ahead.is_empty() || self.delivering {
+            return Vec::new();
+        }
+        let Some(had) = self.ahead.get_mut(&key) else {
+            return Vec::new();
+        };
+        let start = std::mem::replace(had, self.pending.len());
+        let is_for = |publication: &&Publication<M>| {
+            let found = self.find(list, publication.topic);
+            publication.except != Some(key)
+                && found.is_some_and(|(_, subscription)| {
+                    let position = self.subscriptions[subscription as usize].position;
+                    (position as usize) < publication.end
+                })
+        };
+        let owed = self.pending[start..].iter().filter(is_for);
+        owed.map(|publication| publication.message.clone())
+            .collect()
+    }
+
+    /// Whether a subscriber has had a publication before the others.
+    #[inline]
+    pub fn has_had(&self, key: Key, publication: &Publication<M>) -> bool {
+        let had = |ahead: &HashMap<Key, usize>| ahead.get(&key).copied().unwrap_or(0);
+        !self.ahead.is_empty() && publication.index < had(&self.ahead)
     }
 
     /// Topics that have subscribers.
@@ -274,6 +329,7 @@ impl<M> PubSub<M> {
     /// Takes what is to be delivered, in order; to be given back to
     /// [`delivered`](Self::delivered).
     pub fn take_pending(&mut self) -> Vec<Publication<M>> {
+        self.delivering = true;
         std::mem::replace(&mut self.pending, std::mem::take(&mut self.spare))
     }
 
@@ -319,6 +375,8 @@ impl<M> PubSub<M> {
             }
         }
         self.spare = publications;
+        self.ahead.clear();
+        self.delivering = false;
     }
 
     fn close_holes(&mut self, topic: u32) {

@@ -46,6 +46,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Duration;
 
 use crate::slab::Key;
@@ -189,9 +190,28 @@ impl Waker {
         Self(Arc::new(wake))
     }
 
-    /// Ends the wait that is going on, or the next one.
+    /// Wakes as long as this one is kept.
+    pub fn downgrade(&self) -> WeakWaker {
+        WeakWaker(Arc::downgrade(&self.0))
+    }
+}
+
+/// A [`Waker`] that keeps nothing alive.
+#[derive(Clone)]
+pub struct WeakWaker(Weak<dyn Fn() + Send + Sync>);
+
+impl WeakWaker {
+    /// Ends the wait that is under way, or the next one. Nothing if the [`Waker`] is gone.
     pub fn wake(&self) {
-        (self.0)();
+        if let Some(wake) = self.0.upgrade() {
+            wake();
+        }
+    }
+}
+
+impl fmt::Debug for WeakWaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakWaker")
     }
 }
 
@@ -228,6 +248,12 @@ pub trait Backend {
 
     /// Accepts no more until told to.
     fn pause_accept(&mut self);
+
+    /// Whether connections may still come that the kernel has accepted, or accepts, after it was
+    /// told to accept no more.
+    fn has_accepts(&self) -> bool {
+        false
+    }
 
     /// Accepts again.
     fn resume_accept(&mut self);

@@ -37,6 +37,8 @@ use crate::worker::Drain;
 use crate::worker::Remote;
 use crate::worker::Shared;
 use crate::worker::Worker;
+use crate::worker::call_user;
+use crate::worker::discard_user_value;
 
 use builder::Settings;
 use plan::Ballot;
@@ -98,7 +100,7 @@ impl<M: MakeHandler> Server<M> {
             remote: remote.clone(),
             shared: Arc::clone(&shared),
             threads: Vec::new(),
-            listeners: Mutex::default(),
+            listeners: Arc::default(),
             handed_over: AtomicBool::new(false),
         };
         for listener in self.listeners.iter().flatten() {
@@ -115,6 +117,12 @@ impl<M: MakeHandler> Server<M> {
                 shared: Arc::clone(&shared),
                 started: started.clone(),
                 vote: if plan.has_vote() { ballot.vote() } else { None },
+                ending: Ending {
+                    number: number as u16,
+                    remote: remote.clone(),
+                    listeners: Arc::clone(&handle.listeners),
+                    as_told: false,
+                },
             };
             let thread = thread::Builder::new()
                 .name(format!("sockeye-{number}"))
@@ -177,15 +185,28 @@ struct Start<M> {
         allow(dead_code, reason = "there is no choice")
     )]
     vote: Option<Vote>,
+    ending: Ending,
 }
 
-/// Ends the other threads when one ends, in whatever way: a port that one thread has left would
-/// go on taking connections that nobody serves.
-struct EndsAll(Remote);
+/// Sees to the rest when a thread ends, in whatever way.
+struct Ending {
+    number: u16,
+    remote: Remote,
+    /// Further descriptors of all listening sockets.
+    listeners: Arc<Mutex<Vec<OwnedFd>>>,
+    /// It was told to end: the others were told the same.
+    as_told: bool,
+}
 
-impl Drop for EndsAll {
+impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.shutdown();
+        // There may never have been a worker.
+        self.remote.stop(self.number);
+        if !self.as_told {
+            // A port that one thread has left would go on taking connections that nobody serves.
+            lock(&self.listeners).clear();
+            self.remote.fail();
+        }
     }
 }
 
@@ -195,7 +216,6 @@ impl<M: MakeHandler> Start<M> {
         allow(unused_variables, reason = "there is no choice")
     )]
     fn run(mut self, plan: Plan) -> Result<()> {
-        let _ends_all = EndsAll(self.remote.clone());
         let listeners = std::mem::take(&mut self.listeners);
         #[cfg(all(feature = "uring", target_os = "linux"))]
         if let (Some(plan), Some(vote)) = (plan.uring(), self.vote.take()) {
@@ -229,7 +249,7 @@ impl<M: MakeHandler> Start<M> {
         }
     }
 
-    fn serve<B: Backend>(self, backend: io::Result<B>) -> Result<()> {
+    fn serve<B: Backend>(mut self, backend: io::Result<B>) -> Result<()> {
         let backend = match backend {
             Ok(backend) => backend,
             Err(error) => {
@@ -245,10 +265,17 @@ impl<M: MakeHandler> Start<M> {
                 return Ok(());
             }
         };
+        let recorder = Arc::clone(self.remote.recorder(self.number as u16));
+        let make = || self.make.make(self.number);
+        let Some(handler) = call_user(&recorder, "the handler factory", make) else {
+            let error = io::Error::other("the handler factory panicked");
+            let _ = self.started.send(Err(Error::io("start a thread")(error)));
+            return Ok(());
+        };
         let spin = Spin::new(self.remote.threads(), reactor::allowed_cpus());
-        let worker: Worker<B, M::Handler> = Worker::new(
+        let mut worker: Worker<B, M::Handler> = Worker::new(
             backend,
-            self.make.make(self.number),
+            handler,
             env,
             self.number as u16,
             self.remote.clone(),
@@ -257,8 +284,16 @@ impl<M: MakeHandler> Start<M> {
         );
         let _ = self.started.send(Ok(()));
         drop(self.started);
-        worker.run().map_err(Error::io("wait for events"))
+        let ended = worker.run();
+        self.ending.as_told = ended.is_ok();
+        discard_user_value(&recorder, "a handler", worker);
+        ended.map_err(Error::io("wait for events"))
     }
+}
+
+fn lock(listeners: &Mutex<Vec<OwnedFd>>) -> MutexGuard<'_, Vec<OwnedFd>> {
+    // Nothing panics while it is held.
+    listeners.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A server that runs. Dropping the handle leaves it running.
@@ -270,7 +305,7 @@ pub struct Handle {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<()>>>,
     /// For a process that takes over.
-    listeners: Mutex<Vec<OwnedFd>>,
+    listeners: Arc<Mutex<Vec<OwnedFd>>>,
     handed_over: AtomicBool,
 }
 
@@ -347,10 +382,7 @@ impl Handle {
     }
 
     fn lock_listeners(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
-        // Nothing panics while it is held.
-        self.listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.listeners)
     }
 
     /// Accepts no more, sends every connection a Close frame (1001), and ends when all have

@@ -184,6 +184,11 @@ impl<H: Handler> SimServer<H> {
         self.remote.shutdown();
     }
 
+    /// Does what the failure of another thread does to a thread.
+    pub fn fail(&mut self) {
+        self.remote.fail();
+    }
+
     /// Whether it has ended.
     pub fn is_finished(&self) -> bool {
         self.worker.is_finished()

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use crate::conn;
 use crate::conn::Agreed;
+use crate::conn::ClientHandshake;
 use crate::conn::Conn;
 use crate::connect::Connect;
 use crate::error::ConfigError;
@@ -12,6 +13,7 @@ use crate::pubsub::Subscriptions;
 use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::PeerAddr;
+use crate::reactor::Target;
 use crate::reactor::Token;
 use crate::reactor::prepare_adopted;
 use crate::slab::Key;
@@ -23,6 +25,9 @@ use super::Handler;
 use super::Overdue;
 use super::Slot;
 use super::Worker;
+
+/// What a connection is made with.
+type Prepared = (Target, ClientHandshake, Option<Session>);
 
 impl<B: Backend, H: Handler> Worker<B, H> {
     pub(super) fn accept(&mut self, socket: B::Socket, listener: usize) {
@@ -68,6 +73,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let key = self.add(socket, conn);
         self.local.timing.begin_opening(key, self.now);
         match self.backend.register(socket, Token::new(key)) {
+            Ok(()) if self.comes_too_late() => self.end_handshake(key),
             Ok(()) => self.after(key, false),
             Err(error) => {
                 self.env.metrics.exhausted.add(1);
@@ -79,9 +85,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
     }
 
-    /// Whether a connection may be accepted now.
+    /// Whether a connection may be accepted now. While the worker ends, what the kernel has
+    /// accepted before is answered as well.
     fn may_accept(&mut self) -> bool {
-        self.is_accepting() && self.accepts.take(self.now)
+        self.accepts.take(self.now)
     }
 
     fn refuse(&mut self, socket: B::Socket) {
@@ -121,20 +128,29 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// # Errors
     /// What is asked for makes no sense; `on_close` is not called.
     pub fn connect(&mut self, connect: &Connect, data: H::Data) -> Result<ConnId, ConfigError> {
+        let prepared = self.prepare_connect(connect)?;
+        Ok(self.begin_connect(Ok(prepared), data))
+    }
+
+    fn prepare_connect(&mut self, connect: &Connect) -> Result<Prepared, ConfigError> {
         let target = connect.target()?;
-        let handshake = {
-            let deflate = self.env.offer_deflate(connect.compression_wanted());
-            connect.handshake(&mut self.env.random, deflate)?
-        };
+        let deflate = self.env.offer_deflate(connect.compression_wanted());
+        let handshake = connect.handshake(&mut self.env.random, deflate)?;
         let tls = connect.session(&mut self.env.pool)?;
-        let conn = Conn::connect(handshake, data, tls, &mut self.env);
-        let made = if self.stop_at.is_some() {
-            Err(io::Error::other("the engine is shutting down"))
-        } else if self.shared.is_full() {
-            let text = "there are as many connections as there may be";
-            Err(io::Error::other(text))
-        } else {
-            self.backend.connect(&target)
+        Ok((target, handshake, tls))
+    }
+
+    /// Makes a connection, or reports to `on_close` why it cannot be made.
+    fn begin_connect(&mut self, prepared: Result<Prepared, ConfigError>, data: H::Data) -> ConnId {
+        let (conn, made) = match prepared {
+            Ok((target, handshake, tls)) => {
+                let conn = Conn::connect(handshake, data, tls, &mut self.env);
+                (conn, self.begin_socket(&target))
+            }
+            Err(error) => {
+                let error = io::Error::new(io::ErrorKind::InvalidInput, error);
+                (Conn::not_connected(data, &self.env), Err(error))
+            }
         };
         // Counted even if it could not be made, until its `on_close`.
         self.shared.count();
@@ -160,7 +176,18 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
             Err(error) => self.lose(key, error),
         }
-        Ok(self.id(key))
+        self.id(key)
+    }
+
+    fn begin_socket(&mut self, target: &Target) -> io::Result<B::Socket> {
+        if self.stop_at.is_some() {
+            return Err(io::Error::other("the engine is shutting down"));
+        }
+        if self.shared.is_full() {
+            let text = "there are as many connections as there may be";
+            return Err(io::Error::other(text));
+        }
+        self.backend.connect(target)
     }
 
     /// Takes a connection whose opening handshake has been made elsewhere, with the bytes that had
@@ -175,6 +202,32 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         agreed: &Agreed,
         data: H::Data,
     ) -> io::Result<ConnId> {
+        let socket = match self.admit_adopted(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.discard("the data of a connection", data);
+                return Err(error);
+            }
+        };
+        let conn = Conn::adopt(agreed, data, &mut self.env);
+        let key = self.add(socket, conn);
+        if let Err(error) = self.backend.register(socket, Token::new(key)) {
+            // It has not been opened: nobody is told.
+            if let Some(mut slot) = self.conns.remove(key) {
+                self.discard("the data of a connection", slot.conn.take_data());
+                slot.conn.release(&mut self.env);
+            }
+            self.backend.close(socket, None);
+            self.shared.release();
+            return Err(error);
+        }
+        self.deliver(key, |conn, env, sink| conn.begin(&mut received, env, sink));
+        self.after(key, true);
+        Ok(self.id(key))
+    }
+
+    /// The backend's socket for an adopted one, which is counted.
+    fn admit_adopted(&mut self, socket: OwnedFd) -> io::Result<B::Socket> {
         if self.stop_at.is_some() {
             return Err(io::Error::other("the engine is shutting down"));
         }
@@ -183,28 +236,11 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             let text = "there are as many connections as there may be";
             return Err(io::Error::other(text));
         }
-        let registered = self.backend.adopt(socket).and_then(|socket| {
-            let conn = Conn::adopt(agreed, data, &mut self.env);
-            let key = self.add(socket, conn);
-            match self.backend.register(socket, Token::new(key)) {
-                Ok(()) => Ok(key),
-                Err(error) => {
-                    // It has not been opened: nobody is told.
-                    if let Some(slot) = self.conns.remove(key) {
-                        slot.conn.release(&mut self.env);
-                    }
-                    self.backend.close(socket, None);
-                    Err(error)
-                }
-            }
-        });
-        let key = registered.inspect_err(|_| self.shared.release())?;
-        self.deliver(key, |conn, env, sink| conn.begin(&mut received, env, sink));
-        self.after(key, true);
-        Ok(self.id(key))
+        let adopted = self.backend.adopt(socket);
+        adopted.inspect_err(|_| self.shared.release())
     }
 
-    fn id(&self, key: Key) -> ConnId {
+    pub(super) fn id(&self, key: Key) -> ConnId {
         ConnId {
             worker: self.number,
             key,
@@ -219,11 +255,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             let Some((connect, data)) = self.local.connects.pop_front() else {
                 break;
             };
-            // What could be wrong with it was found when it was asked for; what was not is
-            // reported here.
-            if let Err(error) = self.connect(&connect, data) {
+            // Most of what could be wrong with it was found when it was asked for.
+            let prepared = self.prepare_connect(&connect);
+            if let Err(error) = &prepared {
                 log::error!("cannot connect to {connect}: {error}");
             }
+            self.begin_connect(prepared, data);
         }
     }
 

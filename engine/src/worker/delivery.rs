@@ -4,6 +4,7 @@ use std::any::Any;
 use std::io;
 use std::io::IoSlice;
 use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -38,6 +39,7 @@ use super::Handler;
 use super::Local;
 use super::OpeningHandshake;
 use super::Remote;
+use super::door;
 use super::handler::Wire;
 
 /// Where one connection delivers during one call.
@@ -274,12 +276,22 @@ impl<B: Backend, H: Handler> Sink<H::Data> for Delivery<'_, B, H> {
         } else {
             metrics.not_opened.add(1);
         }
-        self.call(Callback::Close, output, |handler, conn| {
-            handler.on_close(conn, closed);
+        let metrics = Arc::clone(&self.local.metrics);
+        let id = self.id;
+        let what = format_args!("callback Close of connection {id}");
+        door::enter(&metrics, what, || {
+            self.call(Callback::Close, output, |handler, conn| {
+                handler.on_close(conn, closed);
+            });
         });
         // Here, and not when the socket is closed: nothing can be sent any more.
         self.local.pubsub.unsubscribe_all(self.subscriptions);
         self.local.release_timers(self.id.key);
+    }
+
+    fn discard(&mut self, data: H::Data) {
+        let what = format_args!("the data of connection {}", self.id);
+        door::discard(&self.local.metrics, what, data);
     }
 
     fn flush(&mut self, queue: &mut SendQueue, pool: &mut Pool) -> bool {

@@ -1,15 +1,29 @@
 //! The end of a worker: at once, or spread over a window.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::conn::Conn;
+use crate::conn::HEADROOM;
 use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
+use crate::protocol::Role;
 use crate::reactor::Backend;
+use crate::reactor::RecvOp;
 use crate::slab::Key;
 
 use super::Handler;
+use super::Slot;
 use super::Worker;
+
+/// How long connections have to send their request that were accepted before a hand-over and have
+/// sent nothing: they may have been made for this server in the moment of the hand-over.
+const HAND_OVER_GRACE: Duration = Duration::from_secs(1);
+
+/// The most that is read of a connection whose opening handshake is ended: a request, and then
+/// some.
+const LAST_RECEIVE_LEN: usize = 4096;
 
 /// How often some connections are closed while a worker drains.
 pub(super) const STEP: Duration = Duration::from_millis(10);
@@ -88,6 +102,15 @@ impl Drain {
     }
 }
 
+/// How a worker ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Spread over a window.
+    Drain,
+    /// At once.
+    Shutdown,
+}
+
 /// A drain that goes on.
 #[derive(Debug)]
 pub(super) struct Draining {
@@ -152,38 +175,63 @@ fn greatest_divisor(mut a: u32, mut b: u32) -> u32 {
 }
 
 impl<B: Backend, H: Handler> Worker<B, H> {
-    /// Begins the closing handshake with all, now.
+    /// Ends because another worker has failed, unless it is ending anyway.
+    pub(super) fn end_with_others(&mut self) {
+        if self.end.is_none() {
+            log::error!("thread {} ends: another thread has failed", self.number);
+            self.shut_down();
+        }
+    }
+
+    /// Begins the closing handshake with all, now. Cuts a drain short, and never puts its deadline
+    /// off.
     pub(super) fn shut_down(&mut self) {
-        if self.stop_at.is_some() && self.draining.is_none() {
+        if self.end == Some(End::Shutdown) {
             return;
         }
+        self.end = Some(End::Shutdown);
         self.draining = None;
         self.env.draining = true;
-        self.env.health_path = None;
-        self.backend.pause_accept();
-        self.accept_at = None;
+        self.stop_accepting();
         // A second more than the connections' own deadlines, which are coarse.
-        self.stop_at = Some(self.now + self.env.limits().close_timeout + Duration::from_secs(2));
+        let stop_at = self.now + self.env.limits().close_timeout + Duration::from_secs(2);
+        self.stop_at = Some(self.stop_at.map_or(stop_at, |at| at.min(stop_at)));
         let frame = CloseFrame::new(CloseCode::GOING_AWAY, "");
         let keys: Vec<Key> = self.conns.keys().collect();
         for key in keys {
-            self.deliver(key, |conn, env, _| conn.begin_close(&frame, true, env));
-            self.after(key, false);
+            if self.is_opening(key) {
+                self.end_handshake(key);
+            } else {
+                self.deliver(key, |conn, env, _| conn.begin_close(&frame, false, env));
+                self.after(key, false);
+            }
         }
+    }
+
+    fn stop_accepting(&mut self) {
+        self.env.health_path = None;
+        self.backend.pause_accept();
+        self.accept_at = None;
     }
 
     /// Begins to close connections, some at a time.
     pub(super) fn begin_drain(&mut self, drain: Arc<Drain>) {
-        if self.stop_at.is_some() {
+        if self.end.is_some() {
             return;
         }
-        self.env.draining = true;
+        self.end = Some(End::Drain);
+        // What this process has accepted before a hand-over nobody else can serve.
+        self.env.draining = !drain.hand_over;
         if drain.hand_over || self.env.health_path.is_none() {
-            self.env.health_path = None;
-            self.backend.pause_accept();
-            self.accept_at = None;
+            self.stop_accepting();
         }
         self.stop_at = Some(self.now.saturating_add(drain.deadline));
+        // Where it is asked whether the server is ready, who has just come may be about to ask.
+        if self.env.health_path.is_some() {
+            self.end_handshakes(|conn| conn.is_deferred());
+        } else if !drain.hand_over {
+            self.end_handshakes(|conn| conn.role() == Role::Server);
+        }
         let chance = self.env.random.bits();
         let count = self.conns.indexes();
         self.draining = Some(Draining::new(drain, self.now, count, chance));
@@ -195,24 +243,83 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.stop_at.is_none() || for_health
     }
 
+    /// Whether a connection that has just been accepted is ended at once: the kernel had done so
+    /// before it was told to accept no more.
+    pub(super) fn comes_too_late(&self) -> bool {
+        // Those that ask for the server's health are served as long as the window is open.
+        let is_over = self.end.is_some() && self.draining.is_none();
+        self.env.draining && (is_over || !self.is_accepting())
+    }
+
     /// Closes the connections whose turn has come.
     pub(super) fn drain_some(&mut self) {
         let Some(mut draining) = self.draining.take() else {
             return;
         };
+        // Nobody is left to be told, on any thread.
+        if self.shared.connections() == 0 {
+            return;
+        }
         let drain = Arc::clone(&draining.drain);
         let frame = CloseFrame::new(drain.code, &drain.reason);
         while let Some(index) = draining.next(self.now) {
             self.close_at(index, &frame);
         }
-        if draining.done < draining.count {
+        let grace_end = draining.start + HAND_OVER_GRACE;
+        let has_grace = drain.hand_over && self.now < grace_end && self.has_opening();
+        if draining.done < draining.count || has_grace {
             self.draining = Some(draining);
-        } else {
-            // Outgoing connections may have been opened where it had been before.
-            for index in 0..self.conns.indexes() {
-                self.close_at(index, &frame);
+            return;
+        }
+        self.env.draining = true;
+        self.end_handshakes(|_| true);
+        // Some may have been opened where the drain had been before.
+        for index in 0..self.conns.indexes() {
+            self.close_at(index, &frame);
+        }
+    }
+
+    fn is_opening(&self, key: Key) -> bool {
+        let slot = self.conns.get(key);
+        slot.is_some_and(|slot| slot.conn.is_opening())
+    }
+
+    fn has_opening(&self) -> bool {
+        self.conns.keys().any(|key| self.is_opening(key))
+    }
+
+    /// Ends those opening handshakes of which `which` says so.
+    fn end_handshakes(&mut self, which: impl Fn(&Conn<H::Data>) -> bool) {
+        let keys: Vec<Key> = self.conns.keys().collect();
+        for key in keys {
+            let slot = self.conns.get(key);
+            let conn = slot.map(|slot| &slot.conn);
+            if conn.is_some_and(|conn| conn.is_opening() && which(conn)) {
+                self.end_handshake(key);
             }
         }
+    }
+
+    /// Ends one opening handshake. A request that waits to be read is answered: to close a socket
+    /// with something unread would reset the connection.
+    pub(super) fn end_handshake(&mut self, key: Key) {
+        let slot = self.conns.get(key);
+        let reads = |slot: &&Slot<B::Socket, H::Data>| {
+            slot.conn.role() == Role::Server && !slot.conn.is_deferred()
+        };
+        if let Some(slot) = slot.filter(reads) {
+            let mut buffer = [0; HEADROOM + LAST_RECEIVE_LEN];
+            let mut op = RecvOp {
+                socket: slot.socket,
+                buffer: &mut buffer[HEADROOM..],
+                result: Ok(0),
+            };
+            self.backend.recv_many(slice::from_mut(&mut op));
+            let result = op.result;
+            self.handle_received(key, result, &mut buffer);
+        }
+        self.deliver(key, |conn, env, _| conn.end_handshake(env));
+        self.after(key, false);
     }
 
     /// Begins the closing handshake with the connection at an index, if one is open there.

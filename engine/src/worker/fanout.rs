@@ -63,7 +63,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         for (key, count) in batch {
             self.deliver(key, |conn, env, sink| {
                 for publication in &run[run.len() - count..] {
-                    if publication.except != Some(key) {
+                    let had = sink.local.pubsub.has_had(key, publication);
+                    if publication.except != Some(key) && !had {
                         let Published { message, options } = &publication.message;
                         conn.send_prepared(message, options, env, sink);
                     }

@@ -36,6 +36,7 @@ use super::Thread;
 use super::TimerId;
 use super::thread::Alarm;
 use super::thread::Local;
+use super::thread::Published;
 
 /// Names one connection for ever: after its close every use is a defined "gone".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -196,6 +197,10 @@ pub enum Callback {
     Deferred,
     /// [`Handler::on_http`].
     Http,
+    /// [`Handler::on_connect`].
+    Connect,
+    /// [`Handler::on_adopt`].
+    Adopt,
     /// [`Handler::on_open`].
     Open,
     /// [`Handler::on_message`].
@@ -290,6 +295,7 @@ impl<D> Context<'_, D> {
     /// Sends a message for which room has to be made, or memory.
     #[inline(never)]
     fn send_queued(&mut self, message: Message<'_>) -> SendResult {
+        self.catch_up();
         let len = message.payload().len();
         let must_flush = self.output.must_flush(len);
         if must_flush || self.output.is_sent_directly(len) {
@@ -311,6 +317,7 @@ impl<D> Context<'_, D> {
         message: impl Into<Message<'m>>,
         options: &SendOptions,
     ) -> SendResult {
+        self.catch_up();
         let message = message.into();
         if self.output.must_flush(message.payload().len()) {
             self.flush();
@@ -342,6 +349,7 @@ impl<D> Context<'_, D> {
 
     /// Sends a message that was encoded before, with options of its own.
     pub fn send_prepared_with(&mut self, message: &Prepared, options: &SendOptions) -> SendResult {
+        self.catch_up();
         if self.output.must_flush(message.payload().len()) {
             self.flush();
         }
@@ -416,7 +424,25 @@ impl<D> Context<'_, D> {
         except: Option<Key>,
     ) -> Result<(), PostError> {
         let thread = (self.remote, self.id.worker);
-        self.local.publish(thread, topic, message, options, except)
+        let result = self.local.publish(thread, topic, message, options, except);
+        let (key, pubsub) = (self.id.key, &mut self.local.pubsub);
+        if except.is_none() && pubsub.expect_catch_up(key, self.subscriptions, topic) {
+            self.output.hold_straight();
+        }
+        result
+    }
+
+    /// Before something is sent out of the ordinary: what this connection has published to a topic
+    /// that it subscribes to, and what was published before that, comes first.
+    fn catch_up(&mut self) {
+        let pubsub = &mut self.local.pubsub;
+        for Published { message, options } in pubsub.catch_up(self.id.key, self.subscriptions) {
+            if self.output.must_flush(message.payload().len()) {
+                self.flush();
+            }
+            self.output.send_published(&message, &options);
+        }
+        self.output.renew_straight();
     }
 
     /// Subscribers of a topic on this thread; [`Remote::subscriber_count`] has those of all.
@@ -431,6 +457,7 @@ impl<D> Context<'_, D> {
     /// The connection is not open; or what has been begun is of the other type
     /// ([`InvalidInput`](io::ErrorKind::InvalidInput)).
     pub fn writer(&mut self, text: bool) -> io::Result<MessageWriter<'_>> {
+        self.catch_up();
         MessageWriter::new(&mut self.output, self.wire, text)
     }
 
@@ -493,6 +520,7 @@ impl<D> Context<'_, D> {
     /// comes when the peer has answered, or has not for the close time-out. A reason longer
     /// than 123 bytes is cut at a character.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
+        self.catch_up();
         self.output.close(&CloseFrame::new(code, reason));
     }
 

@@ -23,10 +23,16 @@ use crate::metrics::Recorder;
 use crate::protocol::CloseCode;
 use crate::pubsub::TopicCounts;
 use crate::reactor::Waker;
+use crate::reactor::WeakWaker;
 use crate::slab::Key;
 
 use super::ConnId;
 use super::Drain;
+use super::door;
+use super::gate::Gate;
+use super::gate::Queue;
+use super::gate::Refused;
+use super::shared::OneByOne;
 
 /// The most commands that wait for one worker.
 pub const MAILBOX_LEN_MAX: usize = 64 * 1024;
@@ -63,19 +69,32 @@ pub(super) enum Command {
     Drain(Arc<Drain>),
     /// The closing handshake with all, and the end of the worker.
     Shutdown,
+    /// Another worker has failed: a shutdown, unless an end is under way.
+    Fail,
+}
+
+type Posted = (Command, Option<Instant>);
+
+impl Queue for SegQueue<Posted> {
+    type Item = Posted;
+
+    fn push(&self, item: Posted) {
+        SegQueue::push(self, item);
+    }
+
+    fn pop(&self) -> Option<Posted> {
+        SegQueue::pop(self)
+    }
 }
 
 /// One worker's queue of commands, in the order of each sender.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    commands: SegQueue<(Command, Option<Instant>)>,
-    len: AtomicUsize,
-    /// The worker sleeps, or is about to: it must be woken.
-    sleeping: AtomicBool,
-    stopped: AtomicBool,
+    gate: Gate<SegQueue<Posted>>,
     /// Commands are stamped with the time at which they came.
     timed: AtomicBool,
-    waker: OnceLock<Waker>,
+    /// Wakes the worker while there is one: a [`Remote`] keeps no descriptor open after the end.
+    waker: OnceLock<WeakWaker>,
 }
 
 /// Why a command was not taken.
@@ -92,47 +111,39 @@ pub enum PostError {
 
 impl Mailbox {
     fn post(&self, command: Command, len_max: usize) -> Result<(), PostError> {
-        if self.stopped.load(Ordering::Acquire) {
-            return Err(PostError::Stopped);
-        }
-        if self.len.fetch_add(1, Ordering::AcqRel) >= len_max {
-            self.len.fetch_sub(1, Ordering::AcqRel);
-            return Err(PostError::Full);
-        }
         let timed = self.timed.load(Ordering::Relaxed);
-        self.commands.push((command, timed.then(Instant::now)));
-        // Ordered against `sleep`: either this sees the flag, or that sees the command.
-        std::sync::atomic::fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed)
-            && self.sleeping.swap(false, Ordering::AcqRel)
-            && let Some(waker) = self.waker.get()
-        {
-            waker.wake();
+        let posted = self
+            .gate
+            .post(len_max, || (command, timed.then(Instant::now)));
+        match posted {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                if let Some(waker) = self.waker.get() {
+                    waker.wake();
+                }
+                Ok(())
+            }
+            Err(Refused::Full) => Err(PostError::Full),
+            Err(Refused::Closed) => Err(PostError::Stopped),
         }
-        Ok(())
     }
 
     /// The worker has started.
-    pub(super) fn start(&self, waker: Waker, timed: bool) {
+    pub(super) fn start(&self, waker: &Waker, timed: bool) {
         self.timed.store(timed, Ordering::Relaxed);
-        let set = self.waker.set(waker);
+        let set = self.waker.set(waker.downgrade());
         assert!(set.is_ok(), "a mailbox has one worker");
     }
 
-    /// The worker has stopped: what waits is thrown away.
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        while self.take().is_some() {}
+    /// The worker has stopped: nothing more is accepted, and `rest` gets every command that was.
+    pub(super) fn stop(&self, mut rest: impl FnMut(Command)) {
+        self.gate.close(|(command, _)| rest(command));
     }
 
     /// Takes the next command, and how long it has waited if that is timed.
     #[inline]
     pub(super) fn take(&self) -> Option<(Command, Option<Duration>)> {
-        if self.is_empty() {
-            return None;
-        }
-        let (command, came) = self.commands.pop()?;
-        self.len.fetch_sub(1, Ordering::AcqRel);
+        let (command, came) = self.gate.take()?;
         Some((command, came.map(|came| came.elapsed())))
     }
 
@@ -144,23 +155,18 @@ impl Mailbox {
 
     #[inline]
     fn len(&self) -> usize {
-        self.len.load(Ordering::Acquire)
+        self.gate.len()
     }
 
-    /// Says that the worker is going to sleep; false if it must not, because something waits.
+    /// Says that the worker is going to sleep. Returns `false` if it must not, because something
+    /// waits.
     pub(super) fn sleep(&self) -> bool {
-        self.sleeping.store(true, Ordering::Relaxed);
-        std::sync::atomic::fence(Ordering::SeqCst);
-        if self.is_empty() {
-            return true;
-        }
-        self.awake();
-        false
+        self.gate.sleep()
     }
 
     /// The worker is awake.
     pub(super) fn awake(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.gate.awake();
     }
 }
 
@@ -172,6 +178,8 @@ pub struct Remote {
     recorders: Arc<[Arc<Recorder>]>,
     /// Whose turn it is to connect.
     turn: Arc<AtomicUsize>,
+    /// All workers are told of one end before the next: each sees several in the same order.
+    ends: Arc<OneByOne>,
     topics: Arc<TopicCounts>,
 }
 
@@ -194,12 +202,13 @@ impl Remote {
             mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
             recorders: (0..workers).map(|_| Arc::default()).collect(),
             turn: Arc::default(),
+            ends: Arc::default(),
             topics: Arc::default(),
         }
     }
 
     /// What one worker records.
-    pub(super) fn recorder(&self, worker: u16) -> &Arc<Recorder> {
+    pub(crate) fn recorder(&self, worker: u16) -> &Arc<Recorder> {
         &self.recorders[usize::from(worker)]
     }
 
@@ -415,17 +424,33 @@ impl Remote {
     /// Asks every worker to end, spread over a window.
     pub(crate) fn drain(&self, drain: Drain) {
         let drain = Arc::new(drain);
-        for mailbox in self.mailboxes.iter() {
-            let _ = mailbox.post(Command::Drain(Arc::clone(&drain)), usize::MAX);
-        }
+        self.end_all(|| Command::Drain(Arc::clone(&drain)));
     }
 
     /// Asks every worker to end.
     pub(crate) fn shutdown(&self) {
-        for mailbox in self.mailboxes.iter() {
-            // Also into a full mailbox; a worker that has stopped needs no asking.
-            let _ = mailbox.post(Command::Shutdown, usize::MAX);
-        }
+        self.end_all(|| Command::Shutdown);
+    }
+
+    /// Ends every worker because one of them has failed. An end that is under way goes on.
+    pub(crate) fn fail(&self) {
+        self.end_all(|| Command::Fail);
+    }
+
+    fn end_all(&self, command: impl Fn() -> Command) {
+        self.ends.run(|| {
+            for mailbox in self.mailboxes.iter() {
+                // Also into a full mailbox; a worker that has stopped needs no asking.
+                let _ = mailbox.post(command(), usize::MAX);
+            }
+        });
+    }
+
+    /// Closes the mailbox of a worker that has not been made, or has ended.
+    pub(crate) fn stop(&self, worker: u16) {
+        let recorder = self.recorder(worker);
+        self.mailbox(worker)
+            .stop(|command| door::discard(recorder, "a value in a mailbox", command));
     }
 }
 
@@ -451,7 +476,7 @@ mod tests {
         assert_eq!(remote.broadcast("x"), Err(PostError::Full));
         remote.mailbox(0).take().expect("there is one");
         remote.send(id(0), "x").expect("there is room for one");
-        remote.mailbox(0).stop();
+        remote.stop(0);
         assert_eq!(remote.send(id(0), "x"), Err(PostError::Stopped));
         assert_eq!(remote.send(id(1), "x"), Err(PostError::Stopped));
     }
@@ -465,7 +490,7 @@ mod tests {
         let waker = Waker::new(move || {
             count.fetch_add(1, Ordering::SeqCst);
         });
-        mailbox.start(waker, false);
+        mailbox.start(&waker, false);
         remote.send(id(0), "awake").expect("room");
         assert!(!mailbox.sleep(), "something waits");
         mailbox.take().expect("one");

@@ -11,9 +11,11 @@
 
 mod arrival;
 mod delivery;
+mod door;
 mod drain;
 mod expiry;
 mod fanout;
+mod gate;
 mod handler;
 mod mailbox;
 mod opening;
@@ -21,6 +23,17 @@ mod shared;
 mod thread;
 mod transfer;
 
+/// What `gate` is made of; its model has others in their place.
+mod sync {
+    pub(super) use std::sync::atomic::AtomicBool;
+    pub(super) use std::sync::atomic::AtomicUsize;
+    pub(super) use std::sync::atomic::Ordering;
+    pub(super) use std::sync::atomic::fence;
+    pub(super) use std::thread::yield_now;
+}
+
+pub(crate) use door::discard as discard_user_value;
+pub(crate) use door::enter as call_user;
 pub use drain::Drain;
 pub use handler::Callback;
 pub use handler::ConnId;
@@ -42,6 +55,7 @@ use thread::Published;
 pub use thread::Thread;
 pub use thread::TimerId;
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -67,6 +81,7 @@ use crate::reactor;
 use crate::reactor::Backend;
 use crate::reactor::Event;
 use crate::reactor::Token;
+use crate::reactor::Waker;
 use crate::reactor::spin::Spin;
 use crate::slab::Key;
 use crate::slab::Slab;
@@ -75,6 +90,7 @@ use crate::timer::Deadlines;
 use delivery::Delivery;
 use delivery::SocketWire;
 use drain::Draining;
+use drain::End;
 use expiry::Overdue;
 use mailbox::Command;
 
@@ -171,6 +187,8 @@ pub struct Worker<B: Backend, H: Handler> {
     buffer: Box<[u8]>,
     number: u16,
     remote: Remote,
+    /// Kept for the mailbox, which has a weak one.
+    _waker: Waker,
     shared: Arc<Shared>,
     spin: Spin,
     now: Duration,
@@ -182,6 +200,8 @@ pub struct Worker<B: Backend, H: Handler> {
     accept_at: Option<Duration>,
     /// The worker is to end, at the latest then.
     stop_at: Option<Duration>,
+    /// How, if it is.
+    end: Option<End>,
     /// Connections are being closed, some at a time.
     draining: Option<Draining>,
 }
@@ -198,7 +218,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         spin: Spin,
     ) -> Self {
         let timed = env.slow_callback.is_some();
-        remote.mailbox(number).start(backend.waker(), timed);
+        let waker = backend.waker();
+        remote.mailbox(number).start(&waker, timed);
         env.metrics = Arc::clone(remote.recorder(number));
         // What one batch of receives can be answered with.
         env.pool.warm(TURN_BATCH_MAX);
@@ -226,11 +247,13 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             buffer: vec![0; RECEIVE_BUFFER_LEN + RECV_BATCH_MAX * HEADROOM].into(),
             number,
             remote,
+            _waker: waker,
             shared,
             spin,
             accepts,
             accept_at: None,
             stop_at: None,
+            end: None,
             draining: None,
         };
         worker.start();
@@ -241,7 +264,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     ///
     /// # Errors
     /// The backend failed.
-    pub fn run(mut self) -> io::Result<()> {
+    pub fn run(&mut self) -> io::Result<()> {
         while !self.is_finished() {
             self.turn(None)?;
         }
@@ -251,6 +274,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Whether the worker was told to end and has.
     pub fn is_finished(&self) -> bool {
         let is_over = self.conns.is_empty() && self.draining.is_none();
+        // What the kernel is about to hand over would be lost with the backend.
+        let is_over = is_over && !self.backend.has_accepts();
         self.stop_at.is_some_and(|end| is_over || self.now >= end)
     }
 
@@ -266,6 +291,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let now_s = self.now.as_secs() as u32;
         if mem::replace(&mut self.env.now_s, now_s) != now_s {
             self.trim();
+            self.count_owner_panics();
         }
         self.local.attended = self.attended;
         // Before anything sets a deadline, which counts from where the sweep has come to.
@@ -326,6 +352,25 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     #[cfg(any(feature = "uring", feature = "poll"))]
     pub fn submit(&mut self) {
         self.backend.submit();
+    }
+
+    /// The worker has ended: nothing is held any more.
+    fn clear_gauges(&self) {
+        let metrics = &self.env.metrics;
+        for gauge in metrics.gauges() {
+            gauge.set(0);
+        }
+    }
+
+    /// Counts panics of the destructors of payloads' owners, which may come wherever output is
+    /// sent.
+    fn count_owner_panics(&self) {
+        self.env.metrics.panics.add(conn::take_owner_panics());
+    }
+
+    /// Drops a value of a user's.
+    fn discard<T>(&self, what: &str, value: T) {
+        door::discard(&self.env.metrics, what, value);
     }
 
     /// Connections that a drain has sent a Close frame.
@@ -400,22 +445,38 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             number: self.number,
             connections: self.conns.len(),
         };
-        let handler = &mut self.handler;
-        let call = AssertUnwindSafe(|| call(handler, &mut thread));
-        let result = panic::catch_unwind(call).and_then(|()| {
-            let Some(began) = began else {
-                return Ok(());
-            };
-            let elapsed = self.backend.now().saturating_sub(began);
-            let slow = self.local.note_callback(callback, None, elapsed);
+        let what = format_args!("callback {callback:?} of thread {}", self.number);
+        let (handler, metrics) = (&mut self.handler, &self.env.metrics);
+        let called = door::enter(metrics, what, || call(handler, &mut thread));
+        self.end_thread_call(callback, began, called.is_some());
+    }
+
+    /// Records how long a callback took that is about no connection, and reports it if that was
+    /// too long.
+    fn end_thread_call(&mut self, callback: Callback, began: Option<Duration>, returned: bool) {
+        let Some(began) = began.filter(|_| returned) else {
+            return;
+        };
+        let elapsed = self.backend.now().saturating_sub(began);
+        if let Some(slow) = self.local.note_callback(callback, None, elapsed) {
             let handler = &mut self.handler;
-            let tell = |slow: SlowCallback| handler.on_slow_callback(&slow);
-            panic::catch_unwind(AssertUnwindSafe(|| slow.into_iter().for_each(tell)))
-        });
-        if result.is_err() {
-            self.env.metrics.panics.add(1);
-            log::error!("a callback of thread {} panicked", self.number);
+            let report = || handler.on_slow_callback(&slow);
+            door::enter(&self.env.metrics, "callback SlowCallback", report);
         }
+    }
+
+    /// A callback that makes the data of a connection. `None` if it panicked.
+    fn call_for_data(
+        &mut self,
+        callback: Callback,
+        call: impl FnOnce(&mut H) -> H::Data,
+    ) -> Option<H::Data> {
+        let began = self.local.timing.is_on().then(|| self.backend.now());
+        let what = format_args!("callback {callback:?} of thread {}", self.number);
+        let handler = &mut self.handler;
+        let data = door::enter(&self.env.metrics, what, || call(handler));
+        self.end_thread_call(callback, began, data.is_some());
+        data
     }
 
     /// Tells the handler that the thread begins to serve.
@@ -604,7 +665,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         call: impl FnOnce(&mut Conn<H::Data>, &mut Env, &mut Delivery<'_, B, H>),
     ) {
         let Some((conn, env, mut delivery)) = self.take_apart(key) else {
-            return;
+            // What it holds may be a user's value, about a connection that is gone.
+            return self.discard("a value about a connection that is gone", call);
         };
         // What a panic leaves behind is this connection's, which is closed, and the handler's
         // own, which answers for it.
@@ -612,23 +674,24 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             call(conn, env, &mut delivery);
             conn.settle(env, &mut delivery);
         });
-        if panic::catch_unwind(call).is_err() {
-            self.handle_panic(key);
+        if let Err(payload) = panic::catch_unwind(call) {
+            self.handle_panic(key, payload);
         }
     }
 
-    /// Closes a connection whose callback has panicked; `on_close` may panic as well.
+    /// Closes a connection whose callback has panicked.
     #[cold]
-    fn handle_panic(&mut self, key: Key) {
-        self.env.metrics.panics.add(1);
+    fn handle_panic(&mut self, key: Key, payload: Box<dyn Any + Send>) {
+        let metrics = Arc::clone(&self.env.metrics);
+        let what = format_args!("a callback of connection {}", self.id(key));
+        door::note_panic(&metrics, what, payload);
         let Some((conn, env, mut delivery)) = self.take_apart(key) else {
             return;
         };
-        log::error!("a callback of connection {} panicked", delivery.id);
-        let call = AssertUnwindSafe(|| conn.handle_panic(env, &mut delivery));
-        if panic::catch_unwind(call).is_err() {
-            self.env.metrics.panics.add(1);
-        }
+        // `on_close` has a door of its own; what is left is what the connection held of a user's.
+        door::enter(&metrics, "the end of a connection", || {
+            conn.handle_panic(env, &mut delivery);
+        });
     }
 
     /// Does what a call has left to be done; `renew` if the peer was heard or its deadline
@@ -717,6 +780,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         {
             self.shared.release_address(address);
         }
+        self.discard("the data of a connection", slot.conn.take_data());
         slot.conn.release(&mut self.env);
         self.backend.close(slot.socket, Some(Token::new(key)));
         self.silence.clear(key.index);
@@ -759,22 +823,31 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             if let Some(waited) = waited {
                 self.env.metrics.mailbox_time.record(waited);
             }
-            if let Command::Broadcast(message) = command {
-                // Those that follow each other reach each connection together.
-                self.broadcasts.push(message);
-                continue;
+            // What one sender asks takes effect in that order. Publishes that follow each other are
+            // delivered together, and so are broadcasts.
+            match command {
+                Command::Publish(topic, message, options) => {
+                    self.broadcast();
+                    let published = Published { message, options };
+                    self.local.pubsub.publish(&topic, published, None);
+                    continue;
+                }
+                Command::Broadcast(message) => {
+                    self.publish();
+                    self.broadcasts.push(message);
+                    continue;
+                }
+                _ => {
+                    self.broadcast();
+                    self.publish();
+                }
             }
-            self.broadcast();
             match command {
                 Command::Send(key, message, options) => {
                     self.deliver(key, |conn, env, sink| {
                         conn.send_prepared(&message, &options, env, sink);
                     });
                     self.after(key, false);
-                }
-                Command::Publish(topic, message, options) => {
-                    let published = Published { message, options };
-                    self.local.pubsub.publish(&topic, published, None);
                 }
                 Command::PostTo(key, value) => {
                     self.call(key, Callback::Post, |handler, conn| {
@@ -803,11 +876,16 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                     self.after(key, false);
                 }
                 Command::Connect(connect) => {
-                    let data = self.handler.on_connect(&connect);
-                    self.local.connects.push_back((*connect, data));
+                    let make = |handler: &mut H| handler.on_connect(&connect);
+                    if let Some(data) = self.call_for_data(Callback::Connect, make) {
+                        self.local.connects.push_back((*connect, data));
+                    }
                 }
                 Command::Adopt(socket, received, agreed) => {
-                    let data = self.handler.on_adopt(&agreed);
+                    let make = |handler: &mut H| handler.on_adopt(&agreed);
+                    let Some(data) = self.call_for_data(Callback::Adopt, make) else {
+                        continue;
+                    };
                     if let Err(error) = self.adopt(socket, received, &agreed, data) {
                         log::warn!("a connection is not adopted: {error}");
                         self.env.metrics.refused.add(1);
@@ -815,7 +893,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 }
                 Command::Drain(drain) => self.begin_drain(drain),
                 Command::Shutdown => self.shut_down(),
-                Command::Broadcast(_) => {}
+                Command::Fail => self.end_with_others(),
+                Command::Broadcast(_) | Command::Publish(..) => {}
             }
         }
         self.broadcast();
@@ -836,9 +915,24 @@ fn trim_deque<T>(list: &mut VecDeque<T>) {
     }
 }
 
+/// Rounds in which connections are refused that `on_close` asks for while the worker ends.
+const LAST_ROUNDS: usize = 16;
+
 impl<B: Backend, H: Handler> Drop for Worker<B, H> {
     fn drop(&mut self) {
-        self.remote.mailbox(self.number).stop();
+        self.remote.stop(self.number);
+        self.stop_at = Some(self.now);
         self.abandon_all();
+        // Whoever has asked for a connection is told that it was not made.
+        for _ in 0..LAST_ROUNDS {
+            self.make_connections();
+            self.abandon_all();
+        }
+        let connects = mem::take(&mut self.local.connects);
+        for (_, data) in connects {
+            self.discard("the data of a connection", data);
+        }
+        self.count_owner_panics();
+        self.clear_gauges();
     }
 }

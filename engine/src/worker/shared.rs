@@ -20,6 +20,18 @@ pub struct Shared {
     drained: AtomicUsize,
 }
 
+/// Calls that do not overlap.
+#[derive(Debug, Default)]
+pub(super) struct OneByOne(Mutex<()>);
+
+impl OneByOne {
+    pub(super) fn run(&self, call: impl FnOnce()) {
+        // Nothing panics while it is held.
+        let _held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        call();
+    }
+}
+
 /// How many connections each address has.
 #[derive(Debug)]
 struct Addresses {

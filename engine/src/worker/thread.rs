@@ -81,7 +81,7 @@ impl Timing {
 }
 
 /// What waits for its subscribers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Published {
     pub(super) message: Prepared,
     pub(super) options: SendOptions,

@@ -111,8 +111,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             }
             self.ready.pop_front();
             taken += 1;
-            if let Some(socket) = slot.and_then(Slot::begin_receive) {
-                batch.push((key, socket));
+            match slot.and_then(Slot::begin_receive) {
+                Some(socket) => batch.push((key, socket)),
+                None => self.skip_parked(key),
             }
         }
         self.note_waited(batch.len());
@@ -159,6 +160,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             self.ready.pop_front();
             taken += 1;
             let Some(socket) = slot.and_then(Slot::begin_receive) else {
+                self.skip_parked(key);
                 continue;
             };
             self.note_waited(1);
@@ -191,6 +193,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             return 1;
         };
         let Some(socket) = slot.begin_receive() else {
+            self.skip_parked(key);
             return 1;
         };
         let turn_len = self.env.limits().turn_len_max;
@@ -244,7 +247,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 
     #[inline]
-    fn handle_received(&mut self, key: Key, result: io::Result<usize>, buffer: &mut [u8]) {
+    pub(super) fn handle_received(
+        &mut self,
+        key: Key,
+        result: io::Result<usize>,
+        buffer: &mut [u8],
+    ) {
         match result {
             Ok(0) => self.deliver(key, |conn, env, sink| conn.handle_end_of_stream(env, sink)),
             Ok(len) => {
@@ -265,6 +273,17 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             Err(error) => return self.lose(key, error),
         }
         self.after(key, true);
+    }
+
+    /// A connection that takes nothing now. If its request waits for an answer and its client has
+    /// gone, so has the need for one.
+    #[cold]
+    fn skip_parked(&mut self, key: Key) {
+        let has_gone = |slot: &Slot<_, _>| slot.hangup && slot.conn.is_deferred();
+        if self.conns.get(key).is_some_and(has_gone) {
+            self.deliver(key, |conn, env, sink| conn.handle_end_of_stream(env, sink));
+            self.after(key, false);
+        }
     }
 
     /// There was no memory to receive with: nothing is lost, and the next turn tries again.

@@ -57,6 +57,7 @@ use super::listen::KILLED_RING_STEP;
 use super::listen::Listener;
 use super::sys;
 
+use accept::AcceptState;
 use accept::Acceptor;
 use accept::slots_spare;
 use batch::Batch;
@@ -495,6 +496,12 @@ impl Backend for UringBackend {
         for index in 0..self.acceptors.len() {
             self.cancel_accept(index);
         }
+    }
+
+    fn has_accepts(&self) -> bool {
+        let is_cancelled = |acceptor: &Acceptor| acceptor.state == AcceptState::Cancelled;
+        let is_accepted = |event: &Event<_>| matches!(event, Event::Accepted { .. });
+        self.acceptors.iter().any(is_cancelled) || self.stash.iter().any(is_accepted)
     }
 
     fn resume_accept(&mut self) {
