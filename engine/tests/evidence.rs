@@ -37,6 +37,7 @@ use sockeye::testkit::SimServer;
 use sockeye::testkit::SimSettings;
 
 use crate::support;
+use crate::support::Data;
 use crate::support::End;
 use crate::support::Link;
 use crate::support::PATIENCE;
@@ -55,6 +56,7 @@ use crate::support::server_frame;
 cases!(
     g14_peers_heard_while_the_thread_was_held_up_stay_evidence,
     g14_peer_that_sends_without_end_and_owes_a_close_ends,
+    g10_failed_connect_whose_on_close_panics_is_removed,
 );
 
 const SEEDS: u64 = 2_000;
@@ -454,6 +456,32 @@ fn g14_peer_that_sends_without_end_and_owes_a_close_ends(world: World) {
     assert_eq!((ended.why, ended.clean), (Why::Closed, false));
 }
 
+/// A connection that could not be begun has no socket to look at: it is removed at once.
+fn g10_failed_connect_whose_on_close_panics_is_removed(world: World) {
+    let mut settings = Settings {
+        connections_max: Some(1),
+        ..Settings::default()
+    };
+    settings.limits.ping_interval = Duration::ZERO;
+    settings.limits.idle_timeout = Duration::ZERO;
+    let mut probe = Probe::echo();
+    probe.on_close = Arc::new(|_| panic!("as asked"));
+    let server = world.start_with(settings, probe);
+    let mut link = server.open();
+    let connect = Connect::new("ws://127.0.0.1:1/").expect("a URL");
+    match &server.place {
+        Place::Sim(server) => {
+            let data = Data::default();
+            server.borrow_mut().connect(&connect, data).expect("valid");
+        }
+        _ => server.remote().connect(connect).expect("room"),
+    }
+    server.wait_metrics(|seen| seen.panics == 1 && seen.connections == 1);
+    server.pass(Duration::from_secs(60));
+    link.send_text("served");
+    link.expect_text("served");
+}
+
 /// A simulated server with every time-out at three seconds, and no network but what the test does.
 fn three_seconds() -> Running {
     let three = Duration::from_secs(3);
@@ -572,7 +600,7 @@ fn g14_look_finds_room_that_no_wait_has_reported_evidence() {
     }
     assert!(server.metrics().total().bytes_sent >= sent + 5_000);
     // It reads no more.
-    server.pass(Duration::from_secs(6));
+    server.pass(Duration::from_secs(10));
     assert_eq!(server.ended().why, Why::TimedOut(Timeout::Write));
 }
 
@@ -594,7 +622,63 @@ fn g14_looks_at_one_socket_are_bounded_evidence() {
     let End::Sim(client, _) = &link.end else {
         unreachable!("the world is simulated");
     };
-    // More than a socket's largest receive buffer has been read, and not all.
+    // More than a simulated socket holds has been read, and not all.
     let read = FLOOD_LEN - client.unread_len();
-    assert!((6 << 20..FLOOD_LEN - (1 << 20)).contains(&read), "{read}");
+    assert!((1 << 20..FLOOD_LEN / 2).contains(&read), "{read}");
+}
+
+/// A receive for which there is no memory is no look.
+#[test]
+fn g14_lack_of_memory_is_no_evidence() {
+    let server = three_seconds();
+    let mut link = server.connect();
+    server.turn(2);
+    let set_faults = |faults| {
+        if let Place::Sim(server) = &server.place {
+            server.borrow().net().set_faults(faults);
+        }
+    };
+    set_faults(Faults {
+        exhausted: 1,
+        late: 1,
+        ..Faults::default()
+    });
+    arrive(&link, REQUEST.as_bytes());
+    server.pass(Duration::from_secs(10));
+    server.turn(1_000);
+    set_faults(Faults::default());
+    server.turn(2);
+    assert_eq!(link.read_status(), 101);
+    assert_eq!(server.metrics().total().handshake_timeouts, 0);
+}
+
+/// What promotes a connection may be held, because the handler has paused it, or wait in the mailbox.
+#[test]
+fn g14_promotion_is_awaited_where_messages_are_held_evidence() {
+    let mut settings = Settings {
+        base: Route::default().promote_within(Duration::from_secs(3)),
+        calm: true,
+        ..Settings::default()
+    };
+    settings.limits.ping_interval = Duration::ZERO;
+    settings.limits.idle_timeout = Duration::ZERO;
+    let probe = Probe::echo().on_message(|conn, _| conn.promote());
+    let probe = probe.on_open(|conn| conn.pause());
+    let server = World::Sim.start_with(settings, probe);
+    let mut link = server.open();
+    link.send_text("who I am");
+    server.pass(Duration::from_secs(20));
+    assert_eq!(server.log().closes(), []);
+    let id = server.log().ids()[0];
+    server.remote().resume(id).expect("room");
+    server.pass(Duration::from_secs(20));
+    assert_eq!(server.log().closes(), []);
+
+    // Not for ever: one that has nothing to say, and is not paused, ends.
+    let mut silent = server.open();
+    let id = *server.log().ids().last().expect("it is open");
+    server.remote().resume(id).expect("room");
+    server.pass(Duration::from_secs(5));
+    silent.expect_close_answered(1008);
+    assert_eq!(server.end_of(id).code, 1008);
 }

@@ -75,15 +75,26 @@ impl<D> Conn<D> {
 
     /// Our Close frame has been answered, or never will be.
     fn finish_close_sent(&mut self, clean: bool, env: &mut Env, sink: &mut impl Sink<D>) {
+        self.end_close_sent(Phase::Lingering, clean, env, sink);
+    }
+
+    fn end_close_sent(
+        &mut self,
+        phase: Phase,
+        clean: bool,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
         let sent = self.state.extra.as_mut().and_then(|e| e.close.take());
         let cause = CloseCause::Closed {
             code: sent.as_ref().and_then(|close| close.code),
             reason: sent.as_ref().map_or("", |close| &close.reason),
         };
-        self.finish(cause, Initiator::Local, clean, env, sink);
+        self.end(phase, cause, Initiator::Local, clean, env, sink);
     }
 
-    /// Tells the handler that it is over, if it has been told that it had begun.
+    /// Tells the handler that it is over, if it has been told that it had begun. What is queued still
+    /// goes out.
     pub(super) fn finish(
         &mut self,
         cause: CloseCause<'_>,
@@ -92,8 +103,32 @@ impl<D> Conn<D> {
         env: &mut Env,
         sink: &mut impl Sink<D>,
     ) {
+        self.end(Phase::Lingering, cause, initiator, clean, env, sink);
+    }
+
+    /// As [`finish`](Self::finish), of a connection that is removed at once.
+    fn finish_closed(
+        &mut self,
+        cause: CloseCause<'_>,
+        initiator: Initiator,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
+        self.end(Phase::Closed, cause, initiator, false, env, sink);
+    }
+
+    /// Enters the phase before the handler is told: its callback may panic.
+    fn end(
+        &mut self,
+        phase: Phase,
+        cause: CloseCause<'_>,
+        initiator: Initiator,
+        clean: bool,
+        env: &mut Env,
+        sink: &mut impl Sink<D>,
+    ) {
         self.clear_partial(env);
-        self.state.phase = Phase::Lingering;
+        self.state.phase = phase;
         self.state.closing_done = clean;
         self.state.parked = false;
         let owed = mem::take(&mut self.state.owes_close);
@@ -118,8 +153,7 @@ impl<D> Conn<D> {
     /// The connection does not open; a handler that has asked for it is told.
     pub(super) fn fail_open(&mut self, error: OpenError, env: &mut Env, sink: &mut impl Sink<D>) {
         let initiator = error.initiator();
-        self.finish(CloseCause::NotOpened(error), initiator, false, env, sink);
-        self.state.phase = Phase::Closed;
+        self.finish_closed(CloseCause::NotOpened(error), initiator, env, sink);
     }
 
     /// The peer's FIN: nothing more will be received.
@@ -150,8 +184,7 @@ impl<D> Conn<D> {
         if self.state.phase == Phase::Handshake {
             return self.fail_open(OpenError::Io(error), env, sink);
         }
-        self.finish(CloseCause::Lost(error), Initiator::Peer, false, env, sink);
-        self.state.phase = Phase::Closed;
+        self.finish_closed(CloseCause::Lost(error), Initiator::Peer, env, sink);
     }
 
     /// The deadline that ran has expired.
@@ -166,8 +199,7 @@ impl<D> Conn<D> {
             Phase::Lingering => self.state.phase = Phase::Closed,
             Phase::Open => self.handle_silence(env, sink),
             Phase::CloseSent => {
-                self.finish_close_sent(false, env, sink);
-                self.state.phase = Phase::Closed;
+                self.end_close_sent(Phase::Closed, false, env, sink);
             }
             Phase::Closed => {}
         }
@@ -207,16 +239,14 @@ impl<D> Conn<D> {
     /// The peer has taken no output for the write time-out.
     pub fn handle_stall(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         let cause = CloseCause::TimedOut(Timeout::Write);
-        self.finish(cause, Initiator::Local, false, env, sink);
-        self.state.phase = Phase::Closed;
+        self.finish_closed(cause, Initiator::Local, env, sink);
     }
 
     /// A callback of this connection panicked.
     pub fn handle_panic(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         match self.state.phase {
             Phase::Handshake if self.state.role == Role::Client => {
-                self.finish(CloseCause::Panicked, Initiator::Local, false, env, sink);
-                self.state.phase = Phase::Closed;
+                self.finish_closed(CloseCause::Panicked, Initiator::Local, env, sink);
             }
             Phase::Handshake => {
                 self.clear_partial(env);
@@ -227,12 +257,11 @@ impl<D> Conn<D> {
                 self.state.push_close(&frame, env);
                 self.finish(CloseCause::Panicked, Initiator::Local, false, env, sink);
             }
-            Phase::CloseSent | Phase::Closed => {
-                let phase = self.state.phase;
+            Phase::CloseSent => {
                 self.finish(CloseCause::Panicked, Initiator::Local, false, env, sink);
-                if phase == Phase::Closed {
-                    self.state.phase = phase;
-                }
+            }
+            Phase::Closed => {
+                self.finish_closed(CloseCause::Panicked, Initiator::Local, env, sink);
             }
             Phase::Lingering => {}
         }
@@ -245,8 +274,7 @@ impl<D> Conn<D> {
             self.settle_rest(env, sink);
         }
         if self.state.phase == Phase::Closed && self.state.owes_close {
-            self.finish(CloseCause::Terminated, Initiator::Local, false, env, sink);
-            self.state.phase = Phase::Closed;
+            self.finish_closed(CloseCause::Terminated, Initiator::Local, env, sink);
         }
     }
 
@@ -315,10 +343,9 @@ impl<D> Conn<D> {
     /// Ends the connection now, whatever it was doing: the thread stops.
     pub fn abandon(&mut self, env: &mut Env, sink: &mut impl Sink<D>) {
         if self.state.extra.as_ref().is_some_and(|e| e.close.is_some()) {
-            self.finish_close_sent(false, env, sink);
+            self.end_close_sent(Phase::Closed, false, env, sink);
         } else {
-            self.finish(CloseCause::Terminated, Initiator::Local, false, env, sink);
+            self.finish_closed(CloseCause::Terminated, Initiator::Local, env, sink);
         }
-        self.state.phase = Phase::Closed;
     }
 }

@@ -79,6 +79,11 @@ impl<D> Conn<D> {
         self.state.parked
     }
 
+    /// Returns `true` if the handler takes no messages now: some may be held.
+    pub fn is_paused(&self) -> bool {
+        self.state.paused || self.partial.as_ref().is_some_and(|p| !p.held.is_empty())
+    }
+
     /// Delivers a part of a message on a route that asks for it.
     pub(super) fn stream_chunk(
         &mut self,

@@ -284,14 +284,17 @@ pub trait Backend {
     /// Reports once when there is room to send.
     fn arm_writable(&mut self, socket: Self::Socket, token: Token);
 
-    /// Looks whether a send would be taken or fail: what an event that [`arm_writable`] asked for
-    /// reports, whether or not a wait has come to report it.
-    ///
-    /// [`arm_writable`]: Self::arm_writable
+    /// Returns how many bytes that were sent the peer has not acknowledged: they change if it takes
+    /// anything.
     ///
     /// # Errors
     /// Out of descriptors: it cannot be known now.
-    fn is_writable(&mut self, socket: Self::Socket) -> io::Result<bool>;
+    fn unacknowledged(&mut self, socket: Self::Socket) -> io::Result<usize>;
+
+    /// Returns the most bytes that may wait unread in a socket.
+    fn receive_buffer_max(&self) -> usize {
+        sys::receive_buffer_max()
+    }
 
     /// Receives for each, and puts the results into the operations.
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, Self::Socket>]);

@@ -204,11 +204,8 @@ impl Backend for PollBackend {
         // Writability has been registered for good: its next edge is reported.
     }
 
-    fn is_writable(&mut self, socket: RawFd) -> io::Result<bool> {
-        if socket == Self::NO_SOCKET {
-            return Ok(true);
-        }
-        sys::is_writable(socket)
+    fn unacknowledged(&mut self, socket: RawFd) -> io::Result<usize> {
+        sys::unacknowledged(socket)
     }
 
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, RawFd>]) {

@@ -71,6 +71,9 @@ impl Faults {
 /// Longest time for which the process is held up, in milliseconds.
 const STALL_MS_MAX: usize = 300_000;
 
+/// What a simulated socket is said to hold at most, unread.
+const RECEIVE_BUFFER_MAX: usize = 1 << 20;
+
 /// Most events of a wait that reports only a few.
 const EVENTS_FEW: usize = 3;
 
@@ -503,21 +506,19 @@ impl Backend for SimBackend {
         pipe.awaiting_room = pipe.full;
     }
 
-    fn is_writable(&mut self, socket: usize) -> io::Result<bool> {
-        if socket == Self::NO_SOCKET {
-            return Ok(true);
-        }
-        let pipe = &self.0.borrow().pipes[socket];
-        Ok(pipe.reset || pipe.to_client.len() < pipe.capacity)
+    fn unacknowledged(&mut self, socket: usize) -> io::Result<usize> {
+        Ok(self.0.borrow().pipes[socket].to_client.len())
+    }
+
+    fn receive_buffer_max(&self) -> usize {
+        RECEIVE_BUFFER_MAX
     }
 
     fn recv_many(&mut self, ops: &mut [RecvOp<'_, usize>]) {
         let mut net = self.0.borrow_mut();
         for op in ops {
-            op.result = match op.socket {
-                Self::NO_SOCKET => Err(io::ErrorKind::NotConnected.into()),
-                socket => net.recv(socket, op.buffer),
-            };
+            assert_ne!(op.socket, Self::NO_SOCKET, "received on no socket");
+            op.result = net.recv(op.socket, op.buffer);
         }
     }
 
@@ -525,10 +526,8 @@ impl Backend for SimBackend {
         let mut net = self.0.borrow_mut();
         for op in ops {
             let bytes = op.slices.iter().flat_map(|slice| slice.iter());
-            op.result = match op.socket {
-                Self::NO_SOCKET => Err(io::ErrorKind::NotConnected.into()),
-                socket => net.send(socket, bytes),
-            };
+            assert_ne!(op.socket, Self::NO_SOCKET, "sent on no socket");
+            op.result = net.send(op.socket, bytes);
         }
     }
 

@@ -6,10 +6,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
-use rustix::event::PollFd;
-use rustix::event::PollFlags;
-use rustix::event::Timespec;
-use rustix::event::poll;
 use rustix::io::retry_on_intr;
 use rustix::net;
 use rustix::net::RecvFlags;
@@ -53,13 +49,36 @@ pub(super) fn send(fd: RawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     Ok(sent)
 }
 
-/// Returns `true` if a send would be taken or fail.
-pub(super) fn is_writable(fd: RawFd) -> io::Result<bool> {
-    // SAFETY: the descriptor is open: its owner has not closed it.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-    let ready = retry_on_intr(|| poll(&mut polled, Some(&Timespec::default())))?;
-    Ok(ready > 0)
+/// Returns how many bytes were sent and have not been acknowledged (`SIOCOUTQ`, tcp(7), unix(7)).
+#[cfg(target_os = "linux")]
+pub(super) fn unacknowledged(fd: RawFd) -> io::Result<usize> {
+    let mut len: libc::c_int = 0;
+    // SAFETY: `len` is writable until the call returns.
+    let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut len) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(len).unwrap_or(0))
+}
+
+/// There is no such call here: no progress is seen but that of sends.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn unacknowledged(_fd: RawFd) -> io::Result<usize> {
+    Ok(0)
+}
+
+/// Returns the most bytes that may wait unread in a socket: what the kernel lets a buffer grow to
+/// (`tcp_rmem`, tcp(7)), or be set to (`rmem_max`, socket(7), which counts twice).
+pub(super) fn receive_buffer_max() -> usize {
+    // Linux's default, for where the files cannot be read.
+    const DEFAULT: usize = 6 << 20;
+    let last_number = |path: &str| -> Option<usize> {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.split_ascii_whitespace().last()?.parse().ok()
+    };
+    let grown = last_number("/proc/sys/net/ipv4/tcp_rmem").unwrap_or(DEFAULT);
+    let set = last_number("/proc/sys/net/core/rmem_max").unwrap_or(0);
+    grown.max(set.saturating_mul(2))
 }
 
 /// The other end of a connection.

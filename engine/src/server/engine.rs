@@ -247,6 +247,10 @@ impl<H: Handler> Engine<H> {
 
     /// Does what there is to do; waits for it at most `timeout`, or for ever.
     ///
+    /// Time-outs count at most one second per turn, so that no peer pays for time in which nobody
+    /// listened. An owner that turns more rarely than [`prepare_wait`](Self::prepare_wait) says makes
+    /// them longer: at one turn every 10 s, ten times as long.
+    ///
     /// # Errors
     /// The backend failed: nothing can go on.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<()> {

@@ -3,22 +3,25 @@
 //! A deadline ends a peer only on evidence. The thread may have been held up, and what the peer has
 //! sent in time may lie in its socket, unreported: a wait reports only some of what is ready. So a
 //! deadline that a sweep has found makes the worker look at that socket: a receive, or for output
-//! that is not taken, a poll. The look comes after the clock was read. Only if it brings nothing is
+//! that is not taken, how much of it is unacknowledged. The look comes after the clock was read. Only if it brings nothing is
 //! the deadline acted upon.
 
 use std::mem;
 use std::time::Duration;
 
+use crate::conn::Env;
 use crate::protocol::CloseCode;
 use crate::protocol::CloseFrame;
 use crate::reactor::Backend;
 use crate::slab::Key;
+use crate::timer::TICK;
 use crate::timer::ticks;
 
 use super::Alarm;
 use super::Callback;
 use super::Handler;
 use super::Worker;
+use super::transfer;
 
 /// Deadlines of each kind that are dealt with in one turn. Of a million idle connections some
 /// ten thousand are due in one moment: the others do not wait for all their pings.
@@ -28,10 +31,16 @@ const EXPIRE_MAX: usize = 16;
 /// them: thousands may be due in one moment, and an alarm that is late is of less use.
 const ALARM_TIME_MAX: Duration = Duration::from_micros(500);
 
-/// Maximum looks at a socket for one deadline, one per turn. They read what may have waited there
-/// when the deadline passed: 8 MiB with the default turn, more than Linux's largest receive buffer
-/// (`tcp_rmem`, 6 MiB). A peer that goes on sending, and does not send what it owes, ends then.
-const LOOKS_MAX: u8 = 128;
+/// Looks for progress in one write time-out, after the first one: a peer that takes something ends at
+/// most a quarter of the time-out late once it takes nothing more.
+const STALL_LOOKS: u32 = 4;
+
+/// How late a look may come: deadlines are coarse, and wait for their turn.
+const STALL_SLACK: Duration = Duration::from_secs(5);
+
+/// How long to wait before it is looked again whether a connection that reads nothing now has to have
+/// been promoted.
+const PROMOTION_DELAY: Duration = Duration::from_secs(1);
 
 /// Deadlines that a peer has missed, not yet acted upon.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,7 +52,18 @@ pub(super) struct Overdue {
     /// In the list of connections to be looked at.
     queued: bool,
     /// Looks at the socket so far.
-    looks: u8,
+    looks: u16,
+}
+
+/// The progress of a peer that does not take its output.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stalled {
+    /// Bytes that it has not acknowledged.
+    unacknowledged: usize,
+    /// The attended time of the first look that found so many.
+    since: Duration,
+    /// The attended time of the last look.
+    at: Duration,
 }
 
 impl Overdue {
@@ -51,13 +71,32 @@ impl Overdue {
     fn awaits_bytes(self) -> bool {
         self.deadline || self.promotion
     }
+
+    /// There was no memory for the receive: it was no look.
+    pub(super) fn uncount_look(&mut self) {
+        self.looks = self.looks.saturating_sub(1);
+    }
+}
+
+/// Returns how many looks read all that may have waited in a socket when a deadline passed. A peer that
+/// goes on sending, and does not send what it owes, ends then.
+pub(super) fn looks_max(receive_buffer_max: usize, env: &Env) -> u16 {
+    let looks = receive_buffer_max / transfer::slot_room(env) + 2;
+    u16::try_from(looks).unwrap_or(u16::MAX)
 }
 
 impl<B: Backend, H: Handler> Worker<B, H> {
+    /// A peer does not take its output: looks at it soon.
     pub(super) fn set_stall(&mut self, key: Key) {
-        if let Some(slot) = self.conns.get(key) {
-            let timeout = slot.conn.limits(&self.env).write_timeout;
-            self.stall.set(key.index, ticks(timeout));
+        self.forget_stall(key);
+        self.stall.set(key.index, ticks(TICK));
+    }
+
+    /// Forgets the progress of a peer that has made some, or has gone.
+    #[inline]
+    pub(super) fn forget_stall(&mut self, key: Key) {
+        if !self.stalls.is_empty() {
+            self.stalls.remove(&key);
         }
     }
 
@@ -102,7 +141,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 continue;
             }
             slot.overdue.looks = slot.overdue.looks.saturating_add(1);
-            let has_looked_enough = slot.overdue.looks > LOOKS_MAX;
+            let has_looked_enough = slot.overdue.looks > self.looks_max;
             // A deferred answer is awaited from the mailbox, not from the socket.
             let has_commands = !self.remote.mailbox(self.number).is_empty();
             let is_deaf = slot.conn.is_parked() && !has_commands;
@@ -136,14 +175,28 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let overdue = slot.overdue;
         slot.overdue.deadline = false;
         slot.overdue.promotion = false;
+        let is_paused = slot.conn.is_paused();
         if overdue.deadline {
             self.deliver(key, |conn, env, sink| conn.handle_deadline(env, sink));
             self.after(key, true);
         }
         if overdue.promotion {
-            self.deliver(key, |conn, env, _| conn.handle_promote_deadline(env));
-            self.after(key, false);
+            self.act_upon_promotion(key, is_paused, overdue.looks);
         }
+    }
+
+    /// Closes a connection that was not promoted in time, unless what promotes it may wait in a list:
+    /// messages of a paused connection, or a value in the mailbox.
+    fn act_upon_promotion(&mut self, key: Key, is_paused: bool, looks: u16) {
+        let has_commands = !self.remote.mailbox(self.number).is_empty();
+        if is_paused || (has_commands && looks <= self.looks_max) {
+            let due = self.attended.saturating_add(PROMOTION_DELAY);
+            let alarm = Alarm::Promote(key, due);
+            self.local.set_timer(self.now, PROMOTION_DELAY, alarm);
+            return;
+        }
+        self.deliver(key, |conn, env, _| conn.handle_promote_deadline(env));
+        self.after(key, false);
     }
 
     /// Acts upon write time-outs and alarms.
@@ -162,8 +215,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         }
     }
 
-    /// Ends a connection whose peer has taken no output for the write time-out, unless there is room
-    /// that no wait has reported yet.
+    /// Ends a connection whose peer has taken no output for the write time-out. That it has taken some
+    /// shows in the number of bytes that it has not acknowledged; that there is room again is reported
+    /// only when a good part of the kernel's buffer is free.
     fn expire_stall(&mut self, key: Key) {
         let Some(slot) = self.conns.get_mut(key) else {
             return;
@@ -171,26 +225,45 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         if !slot.conn.is_blocked() || self.stall.is_set(key.index) {
             return;
         }
-        match self.backend.is_writable(slot.socket) {
-            Ok(false) => {
-                self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
-                self.after(key, false);
-            }
-            Ok(true) => {
+        let timeout = slot.conn.limits(&self.env).write_timeout;
+        let interval = (timeout / STALL_LOOKS).max(TICK);
+        let Ok(unacknowledged) = self.backend.unacknowledged(slot.socket) else {
+            // Nothing is known: another look later.
+            self.env.metrics.exhausted.add(1);
+            return self.stall.set(key.index, ticks(interval));
+        };
+        let at = self.attended;
+        let mut found = Stalled {
+            unacknowledged,
+            since: at,
+            at,
+        };
+        // One that was found long ago is of another stall.
+        let is_recent = |last: &&Stalled| at - last.at <= interval + STALL_SLACK;
+        match self.stalls.get(&key).filter(is_recent) {
+            Some(last) if last.unacknowledged == unacknowledged => found.since = last.since,
+            // It takes something: there may be room that no wait has reported.
+            Some(_) => {
                 slot.writable_armed = false;
                 slot.conn.handle_writable();
                 if !mem::replace(&mut slot.touched, true) {
                     self.touched.push(key);
                 }
-                self.set_stall(key);
             }
-            // Nothing is known: another look after another time-out.
-            Err(_) => self.set_stall(key),
+            None => {}
         }
+        let rest = timeout.saturating_sub(at - found.since);
+        if rest.is_zero() {
+            self.forget_stall(key);
+            self.deliver(key, |conn, env, sink| conn.handle_stall(env, sink));
+            return self.after(key, false);
+        }
+        self.stalls.insert(key, found);
+        // Rounded up: no look comes just before the time is over.
+        let next = rest.min(interval) + Duration::from_millis(999);
+        self.stall.set(key.index, ticks(next));
     }
 
-    /// Deals with the alarms that are due, as many as their time allows. Those that are set
-    /// meanwhile wait for the next turn: an alarm that sets itself again holds nobody up.
     fn handle_alarms(&mut self) {
         let count = self.local.alarms.count();
         let mut end = None;

@@ -56,6 +56,7 @@ pub use thread::Thread;
 pub use thread::TimerId;
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -92,6 +93,7 @@ use delivery::SocketWire;
 use drain::Draining;
 use drain::End;
 use expiry::Overdue;
+use expiry::Stalled;
 use mailbox::Command;
 
 /// A slot of the thread's receive buffer, where several receives are made at once: the length of
@@ -178,8 +180,12 @@ pub struct Worker<B: Backend, H: Handler> {
     swept: Vec<u32>,
     /// Connections whose peers have missed a deadline, to be looked at before it is acted upon.
     overdue: VecDeque<Key>,
-    /// Connections whose peers have taken no output for the write time-out.
+    /// Connections whose peers do not take their output, to be looked at.
     stalled: VecDeque<Key>,
+    /// What the last look at each of them has found.
+    stalls: HashMap<Key, Stalled>,
+    /// Looks at one socket for one deadline.
+    looks_max: u16,
     broadcasts: Vec<Prepared>,
     /// What callbacks ask for.
     local: Local<H::Data>,
@@ -225,6 +231,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         env.pool.warm(TURN_BATCH_MAX);
         env.pool.discard_with(reactor::discard);
         let accepts = AcceptBudget::new(env.accept_rate_max);
+        let looks_max = expiry::looks_max(backend.receive_buffer_max(), &env);
         let mut worker = Self {
             now: backend.now(),
             attended: Duration::ZERO,
@@ -240,6 +247,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             swept: Vec::new(),
             overdue: VecDeque::new(),
             stalled: VecDeque::new(),
+            stalls: HashMap::new(),
+            looks_max,
             broadcasts: Vec::new(),
             local: Local::new(Arc::clone(remote.topic_counts()), &env),
             env,
@@ -785,6 +794,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.backend.close(slot.socket, Some(Token::new(key)));
         self.silence.clear(key.index);
         self.stall.clear(key.index);
+        self.forget_stall(key);
         self.local.timing.end_opening(key);
         self.local.release_timers(key);
         self.shared.release();

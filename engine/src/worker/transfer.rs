@@ -69,6 +69,11 @@ impl Row {
     }
 }
 
+/// Most bytes of a receive that is one of several.
+pub(super) fn slot_room(env: &Env) -> usize {
+    env.limits().turn_len_max.min(RECEIVE_SLOT_LEN)
+}
+
 impl<B: Backend, H: Handler> Worker<B, H> {
     /// Receives once for every connection that is ready.
     pub(super) fn receive(&mut self) {
@@ -84,7 +89,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
 
     /// What a receive gets where several are made before their connections are called.
     fn slot_len(&self) -> usize {
-        HEADROOM + self.env.limits().turn_len_max.min(RECEIVE_SLOT_LEN)
+        HEADROOM + slot_room(&self.env)
     }
 
     /// Receives for the first of the `remaining` ready connections; says how many have had their turn.
@@ -290,10 +295,11 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     #[cold]
     fn receive_again(&mut self, key: Key) {
         self.env.metrics.exhausted.add(1);
-        if let Some(slot) = self.conns.get_mut(key)
-            && !mem::replace(&mut slot.ready, true)
-        {
-            self.ready.push_back(key);
+        if let Some(slot) = self.conns.get_mut(key) {
+            slot.overdue.uncount_look();
+            if !mem::replace(&mut slot.ready, true) {
+                self.ready.push_back(key);
+            }
         }
     }
 

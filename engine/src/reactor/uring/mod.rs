@@ -537,15 +537,12 @@ impl Backend for UringBackend {
         }
     }
 
-    fn is_writable(&mut self, socket: UringSocket) -> io::Result<bool> {
-        if socket == Self::NO_SOCKET {
-            return Ok(true);
-        }
+    fn unacknowledged(&mut self, socket: UringSocket) -> io::Result<usize> {
         if socket.is_direct() {
             let fd = self.install(socket)?;
-            sys::is_writable(fd.as_raw_fd())
+            sys::unacknowledged(fd.as_raw_fd())
         } else {
-            sys::is_writable(socket.fd())
+            sys::unacknowledged(socket.fd())
         }
     }
 
