@@ -38,6 +38,7 @@ cases!(
     g22_publish_is_delivered_before_the_end,
     g23_drain_means_the_same_to_all_threads,
     g23_deadline_of_zero_ends_at_once,
+    g23_shutdown_that_concerns_nobody_ends_at_once,
     g23_ends_in_any_order_mean_the_first_of_a_kind,
     g23_deferred_client_that_has_gone_frees_its_room,
     g23_opening_handshakes_are_answered_at_the_end,
@@ -295,6 +296,27 @@ fn g23_deadline_of_zero_ends_at_once(world: World) {
     server.drain(drain.deadline(Duration::ZERO));
     wait_finished(&server, PATIENCE);
     link.read_to_end_or_reset();
+}
+
+/// Also of a thread that looks for events without sleeping, as it does where messages follow each
+/// other closely.
+fn g23_shutdown_that_concerns_nobody_ends_at_once(world: World) {
+    let mut settings = Settings::default();
+    settings.limits.close_timeout = Duration::from_secs(100);
+    for _ in 0..3 {
+        let server = world.start_with(settings.clone(), Probe::echo());
+        let mut link = server.open();
+        for _ in 0..500 {
+            link.send_text("same");
+            link.expect_text("same");
+        }
+        link.close(1000);
+        link.shutdown();
+        drop(link);
+        server.wait_empty();
+        server.begin_stop();
+        wait_finished(&server, PATIENCE);
+    }
 }
 
 fn g23_ends_in_any_order_mean_the_first_of_a_kind(world: World) {

@@ -250,7 +250,7 @@ pub trait Backend {
     fn pause_accept(&mut self);
 
     /// Whether connections may still come that the kernel has accepted, or accepts, after it was
-    /// told to accept no more.
+    /// told to accept no more. The wait in which that ends reports an event.
     fn has_accepts(&self) -> bool {
         false
     }

@@ -151,6 +151,10 @@ impl UringBackend {
         }
         if !more {
             if let Some(acceptor) = self.acceptors.get_mut(index) {
+                if acceptor.state == AcceptState::Cancelled {
+                    // Somebody may wait for that to end.
+                    self.stash.push(Event::Woken);
+                }
                 acceptor.state = AcceptState::Idle;
             }
             let error = io::Error::from_raw_os_error(-result);
