@@ -72,9 +72,19 @@ fn child_server() {
         }
         None => builder.bind(address.as_str()),
     };
-    let server = match bound.and_then(Server::spawn) {
+    let mut port = None;
+    let spawned = bound.and_then(|server| {
+        port = server.local_addr().ip();
+        server.spawn()
+    });
+    println!("\ndescriptors {}", open_descriptors());
+    let server = match spawned {
         Ok(server) => server,
         Err(error) => {
+            // A port of a server that is gone is free at once.
+            if let Some(Err(error)) = port.map(std::net::TcpListener::bind) {
+                println!("\nport taken: {error}");
+            }
             println!("\nfailed {error}");
             return;
         }
@@ -100,6 +110,12 @@ fn child_server() {
         );
     }
     std::process::exit(0);
+}
+
+/// Open descriptors of this process below 256. It needs none to find out.
+fn open_descriptors() -> usize {
+    let is_open = |fd: &u32| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok();
+    (0..256).filter(is_open).count()
 }
 
 /// Denies this thread, and those that it will start, a system call: `NUMBER:ERRNO`.
@@ -134,6 +150,8 @@ struct Options<'a> {
     threads: Option<usize>,
     per_address: Option<usize>,
     address: Option<&'a str>,
+    /// The stack of each thread, and the address space of the process, in KiB.
+    memory: Option<(usize, usize)>,
 }
 
 struct ChildServer {
@@ -142,6 +160,18 @@ struct ChildServer {
     output: std::io::Lines<BufReader<std::process::ChildStdout>>,
     address: SocketAddr,
     backend: String,
+    /// Open descriptors after the start.
+    descriptors: usize,
+}
+
+/// A start that failed.
+#[derive(Debug)]
+struct Failure {
+    error: String,
+    /// Open descriptors after the failure.
+    descriptors: usize,
+    /// The address was still in use.
+    port_taken: bool,
 }
 
 impl ChildServer {
@@ -161,11 +191,18 @@ impl ChildServer {
 
     /// Starts a server; returns the error that it ends with.
     fn try_start(backend: &str, options: Options<'_>) -> Result<Self, String> {
+        Self::start_or_fail(backend, options).map_err(|failure| failure.error)
+    }
+
+    fn start_or_fail(backend: &str, options: Options<'_>) -> Result<Self, Failure> {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new("sh");
         let mut script = String::new();
         if let Some(count) = options.descriptors {
             script += &format!("ulimit -n {count}; ");
+        }
+        if let Some((_, address_space)) = options.memory {
+            script += &format!("ulimit -v {address_space}; ");
         }
         script += "exec ";
         if let Some(kib) = options.locked_memory {
@@ -198,23 +235,37 @@ impl ChildServer {
         if let Some(denied) = options.denied {
             command.env("SOCKEYE_CHILD_DENY", denied);
         }
+        if let Some((stack, _)) = options.memory {
+            command.env("RUST_MIN_STACK", (stack << 10).to_string());
+        }
         if let Some(address) = options.address {
             command.env("SOCKEYE_CHILD_ADDRESS", address);
         }
         let mut process = command.spawn().expect("it can be started");
         let output = process.stdout.take().expect("it is piped");
         let mut lines = BufReader::new(output).lines();
-        let line = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .find(|line| line.starts_with("listening ") || line.starts_with("failed "));
+        let mut failure = Failure {
+            error: String::new(),
+            descriptors: 0,
+            port_taken: false,
+        };
+        let is_last = |line: &String| {
+            if let Some(count) = line.strip_prefix("descriptors ") {
+                failure.descriptors = count.parse().expect("a number");
+            }
+            failure.port_taken |= line.starts_with("port taken");
+            line.starts_with("listening ") || line.starts_with("failed ")
+        };
+        let line = lines.by_ref().map_while(Result::ok).find(is_last);
         let Some(line) = line else {
             let status = process.wait().expect("it has ended");
-            return Err(format!("it has ended without a word: {status}"));
+            failure.error = format!("it has ended without a word: {status}");
+            return Err(failure);
         };
         if let Some(error) = line.strip_prefix("failed ") {
             let _ = process.wait();
-            return Err(error.to_owned());
+            error.clone_into(&mut failure.error);
+            return Err(failure);
         }
         let (address, backend) = line["listening ".len()..]
             .split_once(' ')
@@ -226,6 +277,7 @@ impl ChildServer {
             // A Unix socket's is the one that was given.
             address: address.parse().unwrap_or(nowhere),
             backend: backend.to_owned(),
+            descriptors: failure.descriptors,
         })
     }
 
@@ -736,38 +788,97 @@ fn fallback_locked_memory_leads_to_epoll() {
     }
 }
 
-/// Descriptors for less than the threads need: an error, or epoll; never a panic.
+/// Descriptors for less than the threads need: an error, or epoll; never a panic. What was made
+/// for io_uring is closed.
 #[test]
 fn fallback_few_descriptors_are_an_error_or_epoll() {
     let _turn = TURN
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let one = Options {
+        threads: Some(4),
+        ..Options::default()
+    };
+    let on_poll = ChildServer::start_with("poll", one).descriptors;
+    // A process that fails to bind has opened nothing.
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = holder.local_addr().expect("it is bound").to_string();
+    let failed = ChildServer::start_or_fail(
+        "poll",
+        Options {
+            address: Some(&address),
+            ..one
+        },
+    );
+    drop(holder);
+    let on_failure = failed.err().map(|failure| failure.descriptors);
     let mut started = 0;
     for descriptors in (8..48).step_by(2) {
         let options = Options {
             descriptors: Some(descriptors),
-            threads: Some(4),
-            ..Options::default()
+            ..one
         };
         for backend in ["auto", "uring", "poll"] {
-            match ChildServer::try_start(backend, options) {
+            match ChildServer::start_or_fail(backend, options) {
                 Ok(server) => {
                     started += 1;
+                    if server.backend.starts_with("epoll") {
+                        assert_eq!(server.descriptors, on_poll, "{backend}, {descriptors}");
+                    }
                     // It may have none left for a connection, which waits then.
                     drop(server);
                 }
-                Err(error) => {
+                Err(failure) => {
+                    let error = &failure.error;
                     assert!(
                         error.contains("Too many open files")
                             || error.contains("out of descriptors: RLIMIT_NOFILE is")
                             || backend == "uring" && error.contains("io_uring"),
                         "{backend}, {descriptors}: {error}"
                     );
+                    assert_eq!(
+                        Some(failure.descriptors),
+                        on_failure,
+                        "{backend}, {descriptors}: {error}"
+                    );
+                    assert!(!failure.port_taken, "{backend}, {descriptors}: {error}");
                 }
             }
         }
     }
     assert!(started > 0);
+}
+
+/// A thread that cannot be started ends the start: the others have ended, and the port is free,
+/// when the error is returned.
+fn failed_start_leaves_no_thread(backend: &str) {
+    if backend == "uring" && !support::uring_works() {
+        return;
+    }
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Stacks of some of the threads fit into the address space.
+    let options = Options {
+        threads: Some(12),
+        memory: Some((1 << 20, 6 << 20)),
+        ..Options::default()
+    };
+    let failure = ChildServer::start_or_fail(backend, options).err();
+    let failure = failure.expect("twelve do not fit");
+    let error = &failure.error;
+    assert!(error.starts_with("spawn a thread: "), "{error}");
+    assert!(!failure.port_taken, "{failure:?}");
+}
+
+#[test]
+fn fallback_failed_start_leaves_no_thread_on_uring() {
+    failed_start_leaves_no_thread("uring");
+}
+
+#[test]
+fn fallback_failed_start_leaves_no_thread_on_poll() {
+    failed_start_leaves_no_thread("poll");
 }
 
 /// A server that is killed and started again at once has its Unix socket.

@@ -100,14 +100,14 @@ impl Token {
     }
 }
 
-/// What a wait reports.
+/// An event that a wait reports.
 #[derive(Debug)]
 pub enum Event<S> {
     /// A connection was accepted.
     Accepted {
-        /// It.
+        /// The new connection.
         socket: S,
-        /// Which listener of the backend it came to.
+        /// Index of its listener among those of the backend.
         listener: usize,
     },
     /// Accepting has stopped.
@@ -132,22 +132,22 @@ pub enum Event<S> {
 /// A receive of a batch.
 #[derive(Debug)]
 pub struct RecvOp<'a, S> {
-    /// From where.
+    /// Socket to receive from.
     pub socket: S,
-    /// Where to.
+    /// Buffer for the bytes.
     pub buffer: &'a mut [u8],
-    /// What came of it: zero at the end of the stream.
+    /// Bytes received; zero at the end of the stream.
     pub result: io::Result<usize>,
 }
 
 /// A send of a batch.
 #[derive(Debug)]
 pub struct SendOp<'a, S> {
-    /// Where to.
+    /// Socket to send to.
     pub socket: S,
-    /// What, in pieces: some, and none of them is empty.
+    /// Bytes to send, in pieces: at least one, and none of them is empty.
     pub slices: &'a [IoSlice<'a>],
-    /// What came of it: how much the kernel took.
+    /// Bytes that the kernel took.
     pub result: io::Result<usize>,
 }
 
@@ -236,7 +236,7 @@ pub trait Backend {
     /// Time since the backend was made.
     fn now(&self) -> Duration;
 
-    /// Waits for events; for ever if there is no time-out, not at all if it is zero.
+    /// Waits for events: without limit if there is no time-out, not at all if it is zero.
     ///
     /// # Errors
     /// The mechanism itself failed: nothing can go on.

@@ -150,8 +150,9 @@ impl Backend for PollBackend {
         };
         match self.poll.poll(&mut self.ready, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // What is left (epoll_wait(2): EBADF, EFAULT, EINVAL) cannot come of a descriptor and
-            // a buffer that are the poll's own. It would end the thread.
+            // epoll_wait(2) has no other errors than EBADF, EFAULT and EINVAL: an invalid
+            // descriptor or buffer. Both belong to the poll and are valid. An error would end the
+            // thread.
             result => result?,
         }
         for ready in &self.ready {

@@ -89,6 +89,15 @@ pub(super) fn peer_addr(fd: RawFd) -> io::Result<PeerAddr> {
     Ok(address.as_socket().map_or(PeerAddr::Unix, PeerAddr::Ip))
 }
 
+/// Returns `true` if the process at the other end of a Unix socket is this one.
+#[cfg(all(feature = "uring", target_os = "linux"))]
+pub(super) fn is_peer_own(fd: RawFd) -> io::Result<bool> {
+    // SAFETY: the descriptor is open: its owner has not closed it.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let credentials = net::sockopt::socket_peercred(fd)?;
+    Ok(credentials.pid == rustix::process::getpid())
+}
+
 /// Shuts the sending direction down. The connection may be broken: then there is nothing left
 /// to shut.
 pub(super) fn shutdown_write(fd: RawFd) {
@@ -138,7 +147,7 @@ fn set_ip_option(socket: &Socket, option: i32, value: u32) -> io::Result<()> {
 }
 
 /// Closes a descriptor that its caller owns.
-#[cfg(feature = "poll")]
+#[cfg(any(feature = "poll", all(feature = "uring", target_os = "linux")))]
 pub(super) fn close(fd: RawFd) {
     // SAFETY: the caller owns the descriptor and gives it up.
     unsafe { libc::close(fd) };

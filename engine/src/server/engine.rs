@@ -132,7 +132,7 @@ impl<H: Handler> Engine<H> {
         let mut uring = None;
         #[cfg(all(feature = "uring", target_os = "linux"))]
         if let Some(plan) = plan.uring() {
-            let made = UringBackend::prepare(listeners.len(), plan.direct_connections);
+            let made = UringBackend::prepare(listeners.len(), plan.direct_connections, 1);
             tried = Some(made.map(|backend| uring = Some(backend)));
         }
         let (_, description) = plan.decide(tried.take())?;

@@ -132,7 +132,7 @@ impl<M: MakeHandler> Server<M> {
                 Ok(thread) => handle.threads.push(thread),
                 Err(error) => {
                     drop(ballot);
-                    handle.shutdown();
+                    handle.abandon();
                     return Err(error);
                 }
             }
@@ -146,12 +146,8 @@ impl<M: MakeHandler> Server<M> {
                 ballot.announce(verdict);
             }
             Err(error) => {
-                // The threads end, and let go of their listeners.
                 drop(ballot);
-                handle.shutdown();
-                for thread in handle.threads {
-                    let _ = thread.join();
-                }
+                handle.abandon();
                 return Err(error);
             }
         }
@@ -162,7 +158,7 @@ impl<M: MakeHandler> Server<M> {
                 Err(Error::io("start a thread")(error))
             });
             if let Err(error) = result {
-                handle.shutdown();
+                handle.abandon();
                 return Err(error);
             }
         }
@@ -222,7 +218,8 @@ impl<M: MakeHandler> Start<M> {
             use crate::reactor::uring::UringBackend;
             use plan::Verdict;
 
-            let made = UringBackend::prepare(listeners.len(), plan.direct_connections);
+            let threads = self.remote.threads();
+            let made = UringBackend::prepare(listeners.len(), plan.direct_connections, threads);
             let (backend, works) = match made {
                 Ok(backend) => (Some(backend), Ok(())),
                 Err(error) => (None, Err(error)),
@@ -391,6 +388,15 @@ impl Handle {
         // The last that hold a port would let clients wait where nobody accepts.
         self.lock_listeners().clear();
         self.remote.shutdown();
+    }
+
+    /// Gives a failed start up. The threads have ended when it returns, so the ports are free.
+    fn abandon(self) {
+        self.shutdown();
+        for thread in self.threads {
+            // The caller reports the error that came first.
+            let _ = thread.join();
+        }
     }
 
     /// Waits for the end.

@@ -17,7 +17,7 @@ use super::builder::Settings;
 #[cfg(all(feature = "uring", target_os = "linux"))]
 use crate::reactor::uring;
 
-/// What to try, and what to do if it fails.
+/// The backend to try first, and whether another may take its place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
     #[cfg(all(feature = "uring", target_os = "linux"))]
@@ -65,8 +65,8 @@ impl Plan {
         return false;
     }
 
-    /// Decides, and describes the backend that runs. `tried` is what came of making io_uring
-    /// backends, if that was tried.
+    /// Decides, and describes the backend that runs. `tried` is the result of making io_uring
+    /// backends; `None` if none was made.
     ///
     /// # Errors
     /// io_uring was asked for and fails, or there is nothing to fall back to.
@@ -108,7 +108,7 @@ pub(super) fn no_backend(refusal: &str) -> Error {
     Error::io("find a backend")(io::Error::new(io::ErrorKind::Unsupported, text))
 }
 
-/// What becomes of the backends that the threads have made.
+/// The decision about the backends that the threads have made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// They serve.

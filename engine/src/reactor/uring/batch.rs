@@ -8,8 +8,9 @@
 //!    push and its end; completions of anything else are put aside and handled after the end.
 //! 2. **Everything that the kernel took has completed** when `run` returns: each receive has
 //!    reported, and no completion overflowed that could still report a send.
-//! 3. **What the kernel did not take it never takes.** Entries are left in the queue only if the
-//!    ring broke, and a broken ring is never entered again.
+//! 3. **Entries that the kernel did not take are never taken.** They are left in the queue only if
+//!    the ring broke, and a broken ring is never entered again. If the kernel has no memory to take
+//!    them, the batch tries without limit, a millisecond apart: it cannot end before.
 //! 4. **Nothing unwinds** between the first push and the end: a panic there ends the process, and
 //!    so does a completion that can no longer be learned.
 
@@ -66,14 +67,33 @@ pub(super) unsafe trait Operations {
     fn complete(&mut self, index: usize, result: i32) -> bool;
 }
 
-/// Why a batch was not carried out as a whole.
+/// A batch that was not carried out as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failed {
     /// Operations, of those that `next` returned first, that were carried out and have their
     /// results. The others were not and never will be.
     pub(super) done: usize,
-    /// Error number of the call that failed.
-    pub(super) errno: i32,
+    pub(super) reason: Reason,
+}
+
+/// Why operations of a batch were not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// The ring broke.
+    Broken,
+    /// The kernel has no memory at the moment, or the ring could not be emptied.
+    PutOff,
+}
+
+impl Failed {
+    /// The result of an operation that was not carried out. The errors of `io_uring_enter` are not
+    /// those of an operation: EAGAIN would read as evidence that nothing has arrived.
+    pub(super) fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(match self.reason {
+            Reason::Broken => libc::EIO,
+            Reason::PutOff => libc::ENOBUFS,
+        })
+    }
 }
 
 /// A batch under way on one ring.
@@ -108,20 +128,30 @@ impl<O: Operations> Batch<'_, O> {
     /// Carries the operations out; each has its result afterwards.
     ///
     /// # Errors
-    /// The ring broke, or could not be emptied (ENOBUFS): some operations were not begun.
+    /// The ring broke, or takes nothing at the moment: some operations were not begun.
     #[inline]
     pub(super) fn run(mut self) -> Result<(), Failed> {
         debug_assert!(self.number <= NUMBER_MAX);
-        if self.ring.is_broken() || self.ring.has_overflow() {
-            self.ring.drain(self.aside).map_err(|error| Failed {
-                done: 0,
-                errno: error.raw_os_error().unwrap_or(libc::EIO),
-            })?;
+        if self.ring.has_trouble() || self.ring.has_overflow() {
+            self.prepare()?;
         }
         let no_unwinding = NoUnwinding;
         let result = self.run_to_end();
         mem::forget(no_unwinding);
         result
+    }
+
+    /// Empties the completion queue of a ring that takes entries.
+    #[cold]
+    fn prepare(&mut self) -> Result<(), Failed> {
+        self.ring.drain(self.aside).map_err(|_| Failed {
+            done: 0,
+            reason: if self.ring.is_broken() {
+                Reason::Broken
+            } else {
+                Reason::PutOff
+            },
+        })
     }
 
     #[inline]
@@ -134,7 +164,7 @@ impl<O: Operations> Batch<'_, O> {
             // this function returns only when the entry has completed, or is left in the queue
             // of a broken ring: facts 2 and 3.
             while !unsafe { self.ring.try_push(&entry) } {
-                if let Err(error) = self.ring.enter(0, None) {
+                if let Err(error) = self.ring.enter_in_batch(0) {
                     return Err(self.break_off(&error, tag, pushed, completed));
                 }
                 completed += self.take(tag);
@@ -148,7 +178,7 @@ impl<O: Operations> Batch<'_, O> {
                 0
             };
             let want = missing > 0 && !self.ring.has_submissions();
-            if let Err(error) = self.ring.enter(want.into(), None) {
+            if let Err(error) = self.ring.enter_in_batch(want.into()) {
                 return Err(self.break_off(&error, tag, pushed, completed));
             }
             completed += self.take(tag);
@@ -175,7 +205,7 @@ impl<O: Operations> Batch<'_, O> {
         completed
     }
 
-    /// The ring broke: what is in its queue stays there for ever.
+    /// The ring broke: the entries in its queue are never executed.
     #[cold]
     fn break_off(&mut self, error: &io::Error, tag: u64, pushed: usize, done: usize) -> Failed {
         let completed = done + self.take(tag);
@@ -193,7 +223,7 @@ impl<O: Operations> Batch<'_, O> {
         }
         Failed {
             done: submitted,
-            errno: error.raw_os_error().unwrap_or(libc::EIO),
+            reason: Reason::Broken,
         }
     }
 }
@@ -256,32 +286,134 @@ impl Cursor {
     }
 }
 
-/// Operations on several rings.
-pub(super) trait Spread: Operations {
-    /// The ring whose operations come next.
-    fn ring(&self) -> usize;
+/// An operation on lent memory.
+pub(super) trait Lent {
+    /// The socket that it is about.
+    fn socket(&self) -> UringSocket;
 
-    /// Goes on to the operations of another ring, if there are any.
-    fn advance(&mut self) -> bool;
+    /// Sets its result.
+    fn finish(&mut self, result: io::Result<usize>);
 
-    /// Gives the operations of the current ring that were not carried out the error.
-    fn fail(&mut self, failed: Failed);
+    /// Carries it out by a plain call on its socket, a regular one.
+    fn carry_out(&mut self);
 }
 
-/// Receives into lent buffers.
-pub(super) struct Receives<'o, 'b> {
-    operations: &'o mut [RecvOp<'b, UringSocket>],
+impl Lent for RecvOp<'_, UringSocket> {
+    #[inline]
+    fn socket(&self) -> UringSocket {
+        self.socket
+    }
+
+    fn finish(&mut self, result: io::Result<usize>) {
+        self.result = result;
+    }
+
+    fn carry_out(&mut self) {
+        self.result = sys::recv(self.socket.fd(), self.buffer);
+    }
+}
+
+impl Lent for SendOp<'_, UringSocket> {
+    #[inline]
+    fn socket(&self) -> UringSocket {
+        self.socket
+    }
+
+    fn finish(&mut self, result: io::Result<usize>) {
+        self.result = result;
+    }
+
+    fn carry_out(&mut self) {
+        self.result = sys::send(self.socket.fd(), self.slices);
+    }
+}
+
+/// Operations on several rings.
+pub(super) struct Spread<'o, T> {
+    operations: &'o mut [T],
     cursor: Cursor,
 }
 
-impl<'o, 'b> Receives<'o, 'b> {
+impl<'o, T: Lent> Spread<'o, T> {
     #[inline]
-    pub(super) fn new(operations: &'o mut [RecvOp<'b, UringSocket>]) -> Self {
-        let first = operations.first().map_or(0, |op| op.socket.ring());
+    fn new(operations: &'o mut [T]) -> Self {
+        let first = operations.first().map_or(0, |op| op.socket().ring());
         Self {
             operations,
             cursor: Cursor::new(first),
         }
+    }
+
+    /// Returns the next operation of the current ring, and its index.
+    #[inline]
+    fn next(&mut self) -> Option<(usize, &mut T)> {
+        loop {
+            let index = self.cursor.next;
+            let ring = self.operations.get(index)?.socket().ring();
+            self.cursor.next += 1;
+            if ring == self.cursor.ring {
+                return Some((index, &mut self.operations[index]));
+            }
+            self.cursor.pass(ring);
+        }
+    }
+
+    /// The ring whose operations come next.
+    #[inline]
+    pub(super) fn ring(&self) -> usize {
+        self.cursor.ring
+    }
+
+    /// Goes on to the operations of another ring. Returns `false` if there are none.
+    #[inline]
+    pub(super) fn advance(&mut self) -> bool {
+        self.cursor.advance()
+    }
+
+    /// Finishes the operations of the current ring that were not carried out. Those that were put
+    /// off are carried out here if their sockets are regular; the others have an error.
+    #[cold]
+    pub(super) fn fail(&mut self, failed: Failed) {
+        let ring = self.cursor.ring;
+        let ops = self.operations.iter_mut();
+        let of_ring = ops.filter(|op| op.socket().ring() == ring);
+        for op in of_ring.skip(failed.done) {
+            if failed.reason == Reason::PutOff && !op.socket().is_direct() {
+                op.carry_out();
+            } else {
+                op.finish(Err(failed.error()));
+            }
+        }
+        // The batch may have ended before it saw all of them.
+        for op in &self.operations[self.cursor.next..] {
+            self.cursor.pass(op.socket().ring());
+        }
+    }
+}
+
+/// Operations that are carried out one ring after the other.
+pub(super) trait SpreadOperations<'o>: Operations {
+    type Operation: Lent;
+
+    fn spread(&mut self) -> &mut Spread<'o, Self::Operation>;
+}
+
+/// Receives into lent buffers.
+pub(super) struct Receives<'o, 'b>(Spread<'o, RecvOp<'b, UringSocket>>);
+
+impl<'o, 'b> Receives<'o, 'b> {
+    #[inline]
+    pub(super) fn new(operations: &'o mut [RecvOp<'b, UringSocket>]) -> Self {
+        Self(Spread::new(operations))
+    }
+}
+
+impl<'o, 'b> SpreadOperations<'o> for Receives<'o, 'b> {
+    type Operation = RecvOp<'b, UringSocket>;
+
+    #[inline]
+    fn spread(&mut self) -> &mut Spread<'o, Self::Operation> {
+        &mut self.0
     }
 }
 
@@ -292,26 +424,18 @@ unsafe impl Operations for Receives<'_, '_> {
 
     #[inline]
     fn next(&mut self) -> Option<(usize, squeue::Entry)> {
-        loop {
-            let index = self.cursor.next;
-            let op = self.operations.get_mut(index)?;
-            self.cursor.next += 1;
-            if op.socket.ring() != self.cursor.ring {
-                self.cursor.pass(op.socket.ring());
-                continue;
-            }
-            op.result = Ok(UNDER_WAY);
-            let (pointer, len) = (op.buffer.as_mut_ptr(), op.buffer.len() as u32);
-            let entry = entry!(op.socket, fd => opcode::Recv::new(fd, pointer, len)
-                .flags(libc::MSG_DONTWAIT)
-                .build());
-            return Some((index, entry));
-        }
+        let (index, op) = self.0.next()?;
+        op.result = Ok(UNDER_WAY);
+        let (pointer, len) = (op.buffer.as_mut_ptr(), op.buffer.len() as u32);
+        let entry = entry!(op.socket, fd => opcode::Recv::new(fd, pointer, len)
+            .flags(libc::MSG_DONTWAIT)
+            .build());
+        Some((index, entry))
     }
 
     #[inline]
     fn complete(&mut self, index: usize, result: i32) -> bool {
-        let Some(op) = self.operations.get_mut(index) else {
+        let Some(op) = self.0.operations.get_mut(index) else {
             return false;
         };
         if !matches!(op.result, Ok(UNDER_WAY)) {
@@ -322,38 +446,11 @@ unsafe impl Operations for Receives<'_, '_> {
     }
 }
 
-impl Spread for Receives<'_, '_> {
-    #[inline]
-    fn ring(&self) -> usize {
-        self.cursor.ring
-    }
-
-    #[inline]
-    fn advance(&mut self) -> bool {
-        self.cursor.advance()
-    }
-
-    #[cold]
-    fn fail(&mut self, failed: Failed) {
-        let ring = self.cursor.ring;
-        let ops = self.operations.iter_mut();
-        let of_ring = ops.filter(|op| op.socket.ring() == ring);
-        for op in of_ring.skip(failed.done) {
-            op.result = Err(io::Error::from_raw_os_error(failed.errno));
-        }
-        // The batch may have ended before it saw all of them.
-        for op in &self.operations[self.cursor.next..] {
-            self.cursor.pass(op.socket.ring());
-        }
-    }
-}
-
 /// Sends of lent pieces.
 pub(super) struct Sends<'o, 'b> {
-    operations: &'o mut [SendOp<'b, UringSocket>],
+    spread: Spread<'o, SendOp<'b, UringSocket>>,
     /// Headers of the sends that have several pieces.
     messages: &'o mut Vec<libc::msghdr>,
-    cursor: Cursor,
 }
 
 impl<'o, 'b> Sends<'o, 'b> {
@@ -362,19 +459,26 @@ impl<'o, 'b> Sends<'o, 'b> {
         operations: &'o mut [SendOp<'b, UringSocket>],
         messages: &'o mut Vec<libc::msghdr>,
     ) -> Self {
-        let first = operations.first().map_or(0, |op| op.socket.ring());
         messages.clear();
         // The entries point into it: it does not grow after this.
         messages.reserve(operations.len());
         Self {
-            operations,
+            spread: Spread::new(operations),
             messages,
-            cursor: Cursor::new(first),
         }
     }
 }
 
-/// A message header that points to `slices`.
+impl<'o, 'b> SpreadOperations<'o> for Sends<'o, 'b> {
+    type Operation = SendOp<'b, UringSocket>;
+
+    #[inline]
+    fn spread(&mut self) -> &mut Spread<'o, Self::Operation> {
+        &mut self.spread
+    }
+}
+
+/// Returns a message header that points to `slices`.
 fn message_of(slices: &[IoSlice<'_>]) -> libc::msghdr {
     // SAFETY: all zeros is a valid `msghdr`: null pointers and zero lengths.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
@@ -394,38 +498,30 @@ unsafe impl Operations for Sends<'_, '_> {
     #[inline]
     fn next(&mut self) -> Option<(usize, squeue::Entry)> {
         const FLAGS: i32 = sys::SEND_FLAGS.bits() as i32 | libc::MSG_WAITALL;
-        loop {
-            let index = self.cursor.next;
-            let op = self.operations.get_mut(index)?;
-            self.cursor.next += 1;
-            if op.socket.ring() != self.cursor.ring {
-                self.cursor.pass(op.socket.ring());
-                continue;
+        let (index, op) = self.spread.next()?;
+        let len = assumed(op);
+        op.result = Ok(len);
+        let entry = match op.slices {
+            [slice, ..] if is_first_alone(op) => {
+                entry!(op.socket, fd => opcode::Send::new(fd, slice.as_ptr(), len as u32)
+                    .flags(FLAGS)
+                    .build())
             }
-            let len = assumed(op);
-            op.result = Ok(len);
-            let entry = match op.slices {
-                [slice, ..] if is_first_alone(op) => {
-                    entry!(op.socket, fd => opcode::Send::new(fd, slice.as_ptr(), len as u32)
-                        .flags(FLAGS)
-                        .build())
-                }
-                slices => {
-                    self.messages.push(message_of(slices));
-                    let message = &raw const self.messages[self.messages.len() - 1];
-                    entry!(op.socket, fd => opcode::SendMsg::new(fd, message)
-                        .flags(FLAGS as u32)
-                        .build())
-                }
-            };
-            return Some((index, entry.flags(Flags::SKIP_SUCCESS)));
-        }
+            slices => {
+                self.messages.push(message_of(slices));
+                let message = &raw const self.messages[self.messages.len() - 1];
+                entry!(op.socket, fd => opcode::SendMsg::new(fd, message)
+                    .flags(FLAGS as u32)
+                    .build())
+            }
+        };
+        Some((index, entry.flags(Flags::SKIP_SUCCESS)))
     }
 
     #[cold]
     fn complete(&mut self, index: usize, result: i32) -> bool {
-        let ring = self.cursor.ring;
-        let op = self.operations.get_mut(index);
+        let ring = self.spread.ring();
+        let op = self.spread.operations.get_mut(index);
         let Some(op) = op.filter(|op| op.socket.ring() == ring) else {
             return false;
         };
@@ -453,117 +549,86 @@ fn assumed(op: &SendOp<'_, UringSocket>) -> usize {
     }
 }
 
-impl Spread for Sends<'_, '_> {
-    #[inline]
-    fn ring(&self) -> usize {
-        self.cursor.ring
-    }
-
-    #[inline]
-    fn advance(&mut self) -> bool {
-        self.cursor.advance()
-    }
-
-    #[cold]
-    fn fail(&mut self, failed: Failed) {
-        let ring = self.cursor.ring;
-        let ops = self.operations.iter_mut();
-        let of_ring = ops.filter(|op| op.socket.ring() == ring);
-        for op in of_ring.skip(failed.done) {
-            op.result = Err(io::Error::from_raw_os_error(failed.errno));
-        }
-        for op in &self.operations[self.cursor.next..] {
-            self.cursor.pass(op.socket.ring());
-        }
-    }
-}
-
-/// Makes a descriptor of the process for a direct one.
-pub(super) struct Install {
-    slot: u32,
+/// A batch of one operation.
+pub(super) struct Single<P> {
+    payload: P,
     begun: bool,
     result: Option<i32>,
 }
 
-impl Install {
-    pub(super) fn new(slot: u32) -> Self {
+/// The operation of a [`Single`] batch.
+///
+/// # Safety
+/// The operation never waits. Its entry points to no memory, or only into `self`.
+pub(super) unsafe trait Payload {
+    fn entry(&mut self) -> squeue::Entry;
+}
+
+impl<P: Payload> Single<P> {
+    pub(super) fn new(payload: P) -> Self {
         Self {
-            slot,
+            payload,
             begun: false,
             result: None,
         }
     }
+}
 
+// SAFETY: the operation never waits. Its entry points into `self` at most (`Payload`), which is
+// borrowed, and so does not move, until the batch has ended.
+unsafe impl<P: Payload> Operations for Single<P> {
+    const REPORTS_SUCCESS: bool = true;
+
+    fn next(&mut self) -> Option<(usize, squeue::Entry)> {
+        if mem::replace(&mut self.begun, true) {
+            return None;
+        }
+        Some((0, self.payload.entry()))
+    }
+
+    fn complete(&mut self, index: usize, result: i32) -> bool {
+        let is_first = index == 0 && self.result.is_none();
+        if is_first {
+            self.result = Some(result);
+        }
+        is_first
+    }
+}
+
+/// Makes a descriptor of the process for the direct one in this slot.
+pub(super) struct Install(pub(super) u32);
+
+// SAFETY: an install never waits, and points to no memory.
+unsafe impl Payload for Install {
+    fn entry(&mut self) -> squeue::Entry {
+        opcode::FixedFdInstall::new(Fixed(self.0), 0).build()
+    }
+}
+
+impl Single<Install> {
     /// Returns the descriptor.
-    pub(super) fn result(&self) -> io::Result<i32> {
+    pub(super) fn descriptor(&self) -> io::Result<i32> {
         to_descriptor(self.result)
     }
 }
 
-// SAFETY: an install never waits, and points to no memory.
-unsafe impl Operations for Install {
-    const REPORTS_SUCCESS: bool = true;
+/// Moves a descriptor into a free slot of the ring's table. The kernel writes the number of the
+/// slot over the descriptor.
+pub(super) struct Update(pub(super) i32);
 
-    fn next(&mut self) -> Option<(usize, squeue::Entry)> {
-        if mem::replace(&mut self.begun, true) {
-            return None;
-        }
-        let install = opcode::FixedFdInstall::new(Fixed(self.slot), 0);
-        Some((0, install.build()))
-    }
-
-    fn complete(&mut self, index: usize, result: i32) -> bool {
-        let is_first = index == 0 && self.result.is_none();
-        if is_first {
-            self.result = Some(result);
-        }
-        is_first
+// SAFETY: an update never waits, and points to a field of `self`.
+unsafe impl Payload for Update {
+    fn entry(&mut self) -> squeue::Entry {
+        let update = opcode::FilesUpdate::new(&raw mut self.0, 1);
+        update.offset(ALLOCATE_SLOT).build()
     }
 }
 
-/// Moves a descriptor into a free slot of the ring's table.
-pub(super) struct Update {
-    /// The kernel writes the number of the slot over the descriptor.
-    fd: i32,
-    begun: bool,
-    result: Option<i32>,
-}
-
-impl Update {
-    pub(super) fn new(fd: i32) -> Self {
-        Self {
-            fd,
-            begun: false,
-            result: None,
-        }
-    }
-
+impl Single<Update> {
     /// Returns the slot.
-    pub(super) fn result(&self) -> io::Result<u32> {
+    pub(super) fn slot(&self) -> io::Result<u32> {
         to_descriptor(self.result)?;
-        Ok(self.fd as u32)
-    }
-}
-
-// SAFETY: an update never waits. `fd` is a field of `self`, which is borrowed, and so does not
-// move, until the batch has ended.
-unsafe impl Operations for Update {
-    const REPORTS_SUCCESS: bool = true;
-
-    fn next(&mut self) -> Option<(usize, squeue::Entry)> {
-        if mem::replace(&mut self.begun, true) {
-            return None;
-        }
-        let update = opcode::FilesUpdate::new(&raw mut self.fd, 1);
-        Some((0, update.offset(ALLOCATE_SLOT).build()))
-    }
-
-    fn complete(&mut self, index: usize, result: i32) -> bool {
-        let is_first = index == 0 && self.result.is_none();
-        if is_first {
-            self.result = Some(result);
-        }
-        is_first
+        Ok(self.payload.0 as u32)
     }
 }
 

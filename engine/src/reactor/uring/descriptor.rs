@@ -50,12 +50,12 @@ impl Outer {
         Ok(())
     }
 
-    /// Forgets the signals so far; what comes from here on signals again.
+    /// Forgets the signals so far. Later ones make the descriptor readable again.
     pub(super) fn reset(&self) {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
         let (pointer, len) = (events.as_mut_ptr(), events.len() as i32);
-        // SAFETY: so many events are writable until the call returns. Where there are more, or it
-        // fails, the descriptor stays readable for another turn.
+        // SAFETY: `len` events are writable at `pointer` until the call returns. If more are due,
+        // or the call fails, the descriptor stays readable for another turn.
         unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), pointer, len, 0) };
     }
 }

@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::io;
 
+use socket2::SockAddr;
+
 /// The steps of making a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RingStep {
@@ -23,6 +25,18 @@ impl RingStep {
 
 thread_local! {
     static RING_STEP: Cell<Option<RingStep>> = const { Cell::new(None) };
+    static STRANGERS: Cell<Option<fn(&SockAddr)>> = const { Cell::new(None) };
+}
+
+/// Trials of this thread call `connect` with the address of their listener before they connect.
+pub(super) fn set_strangers(connect: fn(&SockAddr)) {
+    STRANGERS.set(Some(connect));
+}
+
+pub(super) fn let_strangers_connect(address: &SockAddr) {
+    if let Some(connect) = STRANGERS.get() {
+        connect(address);
+    }
 }
 
 /// This step fails on this thread, until another or none is set.
@@ -42,7 +56,7 @@ pub(super) fn ring_step(step: RingStep) -> io::Result<()> {
     Ok(())
 }
 
-/// What the kernel does before it refuses a call.
+/// Entries that the kernel takes before it refuses a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Submits {
     Nothing,
@@ -60,6 +74,8 @@ pub(super) struct Fault {
     pub(super) times: u32,
     pub(super) errno: i32,
     pub(super) submits: Submits,
+    /// Calls that submit nothing succeed, as they do where the kernel has no memory for requests.
+    pub(super) spares_looks: bool,
     /// Calls so far.
     pub(super) calls: u32,
 }
@@ -71,6 +87,7 @@ impl Fault {
             times: 1,
             errno,
             submits,
+            spares_looks: false,
             calls: 0,
         }
     }
@@ -78,6 +95,9 @@ impl Fault {
     /// Returns the error of this call, if it is to fail, and how many of `count` entries are
     /// submitted all the same.
     pub(super) fn strike(&mut self, count: u32) -> Option<(i32, u32)> {
+        if self.spares_looks && count == 0 {
+            return None;
+        }
         let call = self.calls;
         self.calls += 1;
         let strikes = call >= self.after && call - self.after < self.times;

@@ -52,7 +52,6 @@ use super::Target;
 use super::Token;
 use super::Waker;
 use super::connect;
-use super::listen::KILLED_RING_MAX;
 use super::listen::KILLED_RING_STEP;
 use super::listen::Listener;
 use super::sys;
@@ -66,11 +65,12 @@ use batch::NUMBER_MAX;
 use batch::Operations;
 use batch::Receives;
 use batch::Sends;
-use batch::Spread;
+use batch::SpreadOperations;
 use batch::is_of_batch;
 use descriptor::Outer;
 use descriptor::new_eventfd;
 use descriptor::reset_eventfd;
+use ring::REFUSED_PAUSE;
 use ring::Ring;
 
 // What a completion is about: the four bits above a token.
@@ -89,8 +89,16 @@ const TABLE_MAX: usize = 1 << 20;
 /// The fewest slots of a table: enough for trying a backend out.
 const SLOTS_MIN: usize = 16;
 
+/// How long a start waits for locked memory. The rings of a killed process hold theirs for a
+/// moment, and the limit is one for all processes of a user, so nothing tells whether some of it
+/// will come back.
+const LOCKED_MEMORY_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Descriptors left for other things when the process's limit decides.
 const DESCRIPTORS_SPARE: usize = 256;
+
+/// Rounds in which a backend that is dropped takes its completions, each up to a whole queue.
+const DROP_ROUNDS_MAX: u32 = 64;
 
 /// A socket: a descriptor, or a slot of a ring's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,10 +203,12 @@ impl Direct {
 
 impl std::fmt::Debug for UringBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let refusals: u64 = self.rings.iter().map(|ring| ring.ring.refusals()).sum();
         f.debug_struct("UringBackend")
             .field("rings", &self.rings.len())
             .field("direct", &self.direct)
             .field("strays", &self.strays)
+            .field("refusals", &refusals)
             .finish_non_exhaustive()
     }
 }
@@ -208,21 +218,26 @@ pub fn regular_connections_max() -> usize {
     sys::descriptor_limit().saturating_sub(DESCRIPTORS_SPARE)
 }
 
-/// Whether io_uring works here.
+/// Returns an error if io_uring does not work here.
 #[cfg(test)]
 fn probe() -> io::Result<()> {
-    UringBackend::prepare(0, None).map(drop)
+    UringBackend::prepare(0, None, 1).map(drop)
 }
 
 impl UringBackend {
     /// Makes a backend for this thread only, with everything that serving needs, and tries it
     /// out. With `direct_connections`, sockets are direct descriptors, and as many can be held.
-    /// It accepts from `listeners` sockets, which [`listen`](Self::listen) hands over.
+    /// It accepts from `listeners` sockets, which [`listen`](Self::listen) hands over. `threads`
+    /// threads of this process make a backend each.
     ///
     /// # Errors
     /// Something is not supported, not permitted, or beyond a limit: the error names the call
     /// and the limit. Nothing is left behind.
-    pub fn prepare(listeners: usize, direct_connections: Option<usize>) -> io::Result<Self> {
+    pub fn prepare(
+        listeners: usize,
+        direct_connections: Option<usize>,
+        threads: usize,
+    ) -> io::Result<Self> {
         let direct = direct_connections.map(|connections| Direct::new(connections, listeners));
         let start = Instant::now();
         loop {
@@ -230,12 +245,11 @@ impl UringBackend {
                 backend.try_out()?;
                 Ok(backend)
             });
-            // The rings of a killed process hold their locked memory for a moment, as they do its
-            // listening sockets.
             match made {
                 Err(error)
                     if error.kind() == io::ErrorKind::OutOfMemory
-                        && start.elapsed() < KILLED_RING_MAX =>
+                        && setup::may_find_memory(sys::limit(sys::Resource::Memlock), threads)
+                        && start.elapsed() < LOCKED_MEMORY_WAIT_MAX =>
                 {
                     thread::sleep(KILLED_RING_STEP);
                 }
@@ -391,21 +405,37 @@ impl UringBackend {
         }
     }
 
-    /// Takes what the rings after the first have completed. Returns whether they have more.
+    /// Takes the completions of the rings after the first. Returns the longest time that the first
+    /// may wait; `None` if the others set no limit.
     ///
     /// # Errors
     /// A ring is broken.
-    fn look_at_others(&mut self) -> io::Result<bool> {
-        let mut pending = false;
+    fn look_at_others(&mut self) -> io::Result<Option<Duration>> {
+        let mut longest = None;
         for ring in 1..self.rings.len() {
             let state = &mut self.rings[ring];
             if mem::take(&mut state.signalled) || state.ring.is_pending() {
                 state.ring.enter(0, None)?;
                 self.reap(ring);
-                pending |= self.rings[ring].ring.is_pending();
+                let ring = &self.rings[ring].ring;
+                if ring.is_refused() {
+                    // Nothing signals when the kernel has memory again.
+                    longest = longest.or(Some(REFUSED_PAUSE));
+                } else if ring.is_pending() {
+                    longest = Some(Duration::ZERO);
+                }
             }
         }
-        Ok(pending)
+        Ok(longest)
+    }
+
+    /// Drops events that nobody takes, and closes the sockets that were accepted.
+    fn discard_stash(&mut self) {
+        for event in mem::take(&mut self.stash) {
+            if let Event::Accepted { socket, .. } = event {
+                self.close(socket, None);
+            }
+        }
     }
 
     /// Carries operations on one ring out. Nothing of them is left when it returns.
@@ -427,12 +457,13 @@ impl UringBackend {
 
     /// Carries operations out, one ring after the other.
     #[inline]
-    fn run_spread<O: Spread>(&mut self, operations: &mut O) {
+    fn run_spread<'o, O: SpreadOperations<'o> + 'o>(&mut self, operations: &mut O) {
         loop {
-            if let Err(failed) = self.run_batch(operations.ring(), operations) {
-                operations.fail(failed);
+            let ring = operations.spread().ring();
+            if let Err(failed) = self.run_batch(ring, operations) {
+                operations.spread().fail(failed);
             }
-            if !operations.advance() {
+            if !operations.spread().advance() {
                 return;
             }
         }
@@ -474,10 +505,13 @@ impl Backend for UringBackend {
         if let Some(outer) = &self.outer {
             outer.reset();
         }
-        // Errors are those of a broken ring: nothing can go on. What passes is not an error.
+        // Errors are those of a broken ring: nothing can go on. A refused call is not an error.
         let has_others = self.rings.len() > 1;
-        let pending = has_others && self.look_at_others()?;
-        let poll_only = timeout == Some(Duration::ZERO) || !self.stash.is_empty() || pending;
+        let mut timeout = timeout;
+        if has_others && let Some(longest) = self.look_at_others()? {
+            timeout = Some(timeout.map_or(longest, |timeout| timeout.min(longest)));
+        }
+        let poll_only = timeout == Some(Duration::ZERO) || !self.stash.is_empty();
         if poll_only {
             self.rings[0].ring.enter(0, None)?;
         } else {
@@ -603,13 +637,18 @@ impl Backend for UringBackend {
             }
         }
         let close = entry!(socket, fd => opcode::Close::new(fd).build());
-        self.queue_quietly(ring, close);
         if socket.is_direct() {
+            self.queue_quietly(ring, close);
             self.rings[ring].slots_used -= 1;
             if self.accepting {
                 // There may be room now.
                 self.arm_accepts();
             }
+        } else {
+            let close = close.flags(Flags::SKIP_SUCCESS).user_data(DONE);
+            // SAFETY: the entry closes this descriptor, whose owner gives it up, and points to no
+            // memory.
+            unsafe { self.rings[ring].ring.push_close(&close, socket.fd()) };
         }
     }
 
@@ -648,7 +687,8 @@ impl Backend for UringBackend {
                 .register_eventfd(outer.eventfd.as_raw_fd())
                 .map_err(setup::failed("io_uring_register (eventfd)"))?;
             self.outer = Some(outer);
-            // What came before has signalled nobody. An error is for ever: the ring is broken.
+            // Completions from before the registration have not signalled the descriptor: they
+            // are taken here. An error means that the ring is broken.
             self.rings[0].ring.enter(0, None)?;
             self.reap(0);
         }
@@ -660,14 +700,16 @@ impl Backend for UringBackend {
     }
 
     fn has_events(&mut self) -> bool {
-        // What the last calls have completed signals nobody any more; taking it may queue polls
-        // anew, and submitting those may complete something.
+        // The last calls may have completed something without a signal. Taking it may queue polls
+        // again, and submitting those may complete something.
         loop {
             for ring in 0..self.rings.len() {
                 self.reap(ring);
             }
-            let is_broken = self.rings.iter().any(|ring| ring.ring.is_broken());
-            if is_broken || !self.stash.is_empty() {
+            // A wait reports that a ring is broken. It submits what was refused: no descriptor
+            // becomes readable when the kernel has memory again.
+            let is_due = |ring: &RingState| ring.ring.is_broken() || ring.ring.is_refused();
+            if self.rings.iter().any(is_due) || !self.stash.is_empty() {
                 return true;
             }
             if !self.rings.iter().any(|ring| ring.ring.is_pending()) {
@@ -690,19 +732,19 @@ impl Backend for UringBackend {
 
 impl Drop for UringBackend {
     fn drop(&mut self) {
-        // Regular descriptors belong to the process: those that were accepted and never handed
-        // out are closed here, and so is what has been queued. An error has no consequence that
-        // the end of the ring does not have.
+        // Regular descriptors belong to the process. Those that were accepted and never handed out
+        // are closed here; a ring closes those that are queued, also if it is broken or refused.
         self.pause_accept();
-        for _ in 0..2 {
-            for ring in 0..self.rings.len() {
-                // A broken ring is not entered.
-                let _ = self.rings[ring].ring.enter(0, None);
+        for ring in 0..self.rings.len() {
+            for round in 0..DROP_ROUNDS_MAX {
+                // It fails if the ring is broken, which is not entered.
+                let entered = self.rings[ring].ring.enter(0, None);
                 self.reap(ring);
-            }
-            for event in mem::take(&mut self.stash) {
-                if let Event::Accepted { socket, .. } = event {
-                    self.close(socket, None);
+                self.discard_stash();
+                // The second round submits the closes of the first.
+                let is_done = round > 0 && !self.rings[ring].ring.is_pending();
+                if is_done || entered.is_err() {
+                    break;
                 }
             }
         }

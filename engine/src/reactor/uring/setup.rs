@@ -1,10 +1,11 @@
-//! Whether io_uring does here all that the backend needs: by doing it, on the backend that is
-//! going to serve. Errors name the call, the limit and its value.
+//! The trial of a backend before it serves. It uses each operation once, on the rings that will
+//! serve. Errors name the call, the limit and its value.
 
 use std::io;
 use std::io::IoSlice;
 use std::io::Read;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -26,8 +27,11 @@ use crate::reactor::sys;
 use super::UringBackend;
 use super::UringSocket;
 use super::descriptor::new_eventfd;
+#[cfg(test)]
+use super::faults;
+use super::ring;
 
-/// How long an operation may take that completes at once where it works.
+/// Maximum time for an operation that completes at once if it works.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 const PROBE: &[u8] = b"probe";
@@ -85,29 +89,65 @@ fn no_completion(call: &'static str) -> io::Error {
     failed(call)(error)
 }
 
+/// Returns `false` if this limit of locked memory, in bytes, does not suffice for the rings of this
+/// process, whatever other processes hold.
+pub(super) fn may_find_memory(limit: Option<u64>, threads: usize) -> bool {
+    limit.is_none_or(|limit| limit >= ring::LOCKED_LEN_MIN * threads as u64)
+}
+
+/// The sockets of a trial.
+#[derive(Debug, Default)]
+struct Trial {
+    clients: Vec<UnixStream>,
+    /// Their other ends, in the same order.
+    sockets: Vec<UringSocket>,
+    /// The sockets that were reported to be readable.
+    ready: [bool; CLIENTS],
+}
+
+/// Connections that a trial makes: the fewest that make a batch.
+const CLIENTS: usize = 2;
+
 impl UringBackend {
-    /// Does everything once that serving needs: accepts, polls, receives, sends, asks for an
-    /// address, moves a descriptor into the table, closes. Leaves nothing behind.
+    /// Uses once what serving needs: accepts, polls, receives, sends, makes a regular descriptor,
+    /// moves a descriptor into the table, closes. Nothing is left behind if it succeeds.
+    ///
+    /// # Errors
+    /// Something does not work: the backend is to be dropped. The sockets are closed.
     pub(super) fn try_out(&mut self) -> io::Result<()> {
-        // What `prepare_descriptor` and further rings need.
+        // `prepare_descriptor` and further rings need this call.
         let submitter = self.rings[0].ring.submitter();
         let eventfd = new_eventfd()?;
         submitter
-            .register_eventfd(std::os::fd::AsRawFd::as_raw_fd(&eventfd))
+            .register_eventfd(eventfd.as_raw_fd())
             .and_then(|()| submitter.unregister_eventfd())
             .map_err(failed("io_uring_register (eventfd)"))?;
 
-        // A Unix socket with a name that the kernel chooses, for each backend has one.
+        let mut trial = Trial::default();
+        let result = self.try_with(&mut trial);
+        // A socket is a number: those that an error has left open are closed here.
+        self.close_all(&mut trial);
+        self.discard_stash();
+        result
+    }
+
+    fn try_with(&mut self, trial: &mut Trial) -> io::Result<()> {
+        // A Unix socket with a name that the kernel chooses: each backend has its own.
         let (listener, address) = listener().map_err(failed("socket"))?;
         self.accept_from(vec![listener]);
         self.arm_accepts();
-        let clients = [connect(&address)?, connect(&address)?];
-        let mut sockets = Vec::new();
-        self.wait_for("io_uring_enter (accept)", |_, event| {
-            if let Event::Accepted { socket, .. } = event {
-                sockets.push(*socket);
+        #[cfg(test)]
+        faults::let_strangers_connect(&address);
+        self.wait_for(trial, "io_uring_enter (accept)", |_, trial| {
+            while trial.clients.len() < CLIENTS {
+                match connect(&address) {
+                    Ok(client) => trial.clients.push(client),
+                    // The backlog is full of others: room comes as they are accepted.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(error) => return Err(failed("connect")(error)),
+                }
             }
-            sockets.len() == clients.len()
+            Ok(trial.sockets.len() == CLIENTS)
         })?;
         if self.direct.is_some() {
             let (near, far) = UnixStream::pair().map_err(failed("socketpair"))?;
@@ -118,51 +158,45 @@ impl UringBackend {
             );
             drop(far);
         }
-        self.exchange(&clients, &sockets)?;
-        let peer = self.peer_addr(sockets[0]);
-        peer.map_err(failed(
-            "io_uring_enter (fixed descriptor install, Linux 6.8)",
-        ))?;
+        self.exchange(trial)?;
 
-        for (&socket, token) in sockets.iter().zip(tokens()) {
-            self.close(socket, Some(token));
-        }
+        self.close_all(trial);
         self.pause_accept();
-        self.wait_for("io_uring_enter (cancel)", |backend, _| {
-            backend.is_accept_idle()
+        self.wait_for(trial, "io_uring_enter (cancel)", |backend, _| {
+            Ok(backend.is_accept_idle())
         })?;
-        for client in &clients {
+        for mut client in &trial.clients {
             // The stream ends only if the poll and the slot have let go of the socket.
             let mut rest = Vec::new();
-            let mut client = client;
             let read = client.read_to_end(&mut rest);
             read.map_err(failed("io_uring_enter (close)"))?;
         }
         self.acceptors.clear();
-        self.stash.clear();
         self.accepting = true;
         Ok(())
     }
 
+    fn close_all(&mut self, trial: &mut Trial) {
+        for (socket, token) in trial.sockets.drain(..).zip(tokens()) {
+            self.close(socket, Some(token));
+        }
+    }
+
     /// Readiness, receives and sends, in batches, of one piece and of several.
-    fn exchange(&mut self, clients: &[UnixStream; 2], sockets: &[UringSocket]) -> io::Result<()> {
-        for (&socket, token) in sockets.iter().zip(tokens()) {
+    fn exchange(&mut self, trial: &mut Trial) -> io::Result<()> {
+        for (&socket, token) in trial.sockets.iter().zip(tokens()) {
             self.register(socket, token)
                 .map_err(failed("io_uring_enter (poll)"))?;
         }
-        for mut client in clients {
+        for mut client in &trial.clients {
             client.write_all(PROBE).map_err(failed("write"))?;
         }
-        let mut ready = [false; 2];
-        self.wait_for("io_uring_enter (poll)", |_, event| {
-            if let Event::Ready { token, .. } = event {
-                ready[token.index() as usize % 2] = true;
-            }
-            ready == [true; 2]
+        self.wait_for(trial, "io_uring_enter (poll)", |_, trial| {
+            Ok(trial.ready == [true; CLIENTS])
         })?;
 
-        let mut buffers = [[0; 2 * PROBE.len()]; 2];
-        let ops = sockets.iter().zip(&mut buffers);
+        let mut buffers = [[0; 2 * PROBE.len()]; CLIENTS];
+        let ops = trial.sockets.iter().zip(&mut buffers);
         let mut receives: Vec<_> = ops
             .map(|(&socket, buffer)| RecvOp {
                 socket,
@@ -183,8 +217,8 @@ impl UringBackend {
             [IoSlice::new(PROBE)],
             [IoSlice::new(first), IoSlice::new(rest)],
         );
-        let pieces: [&[IoSlice<'_>]; 2] = [&one, &two];
-        let ops = sockets.iter().zip(pieces);
+        let pieces: [&[IoSlice<'_>]; CLIENTS] = [&one, &two];
+        let ops = trial.sockets.iter().zip(pieces);
         let mut sends: Vec<_> = ops
             .map(|(&socket, slices)| SendOp {
                 socket,
@@ -193,7 +227,7 @@ impl UringBackend {
             })
             .collect();
         self.send_many(&mut sends);
-        for (op, mut client) in sends.into_iter().zip(clients) {
+        for (op, mut client) in sends.into_iter().zip(&trial.clients) {
             op.result.map_err(failed("io_uring_enter (send)"))?;
             let mut got = [0; PROBE.len()];
             let read = client.read_exact(&mut got);
@@ -205,31 +239,65 @@ impl UringBackend {
         Ok(())
     }
 
-    /// Waits until `is_done` says so after an event, or after a wait without one.
+    /// Waits, and handles events, until `is_done` returns `true`.
     fn wait_for(
         &mut self,
+        trial: &mut Trial,
         call: &'static str,
-        mut is_done: impl FnMut(&mut Self, &Event<UringSocket>) -> bool,
+        mut is_done: impl FnMut(&mut Self, &mut Trial) -> io::Result<bool>,
     ) -> io::Result<()> {
         let end = Instant::now() + PATIENCE;
         let mut events = Vec::new();
-        loop {
+        while !is_done(self, trial)? {
             let left = end.saturating_duration_since(Instant::now());
-            self.wait(Some(left.min(PATIENCE / 20)), &mut events)
-                .map_err(failed("io_uring_enter"))?;
-            // Asks even if nothing was reported.
-            events.push(Event::Woken);
-            for event in events.drain(..) {
-                match event {
-                    Event::AcceptFailed(error) => return Err(failed("accept")(error)),
-                    event if is_done(self, &event) => return Ok(()),
-                    _ => {}
-                }
-            }
             if left.is_zero() {
                 return Err(no_completion(call));
             }
+            self.wait(Some(left.min(PATIENCE / 20)), &mut events)
+                .map_err(failed("io_uring_enter"))?;
+            let mut result = Ok(());
+            // All of them, also after an error: some are open sockets.
+            for event in events.drain(..) {
+                result = result.and(self.handle_trial(trial, event));
+            }
+            result?;
         }
+        Ok(())
+    }
+
+    fn handle_trial(&mut self, trial: &mut Trial, event: Event<UringSocket>) -> io::Result<()> {
+        match event {
+            Event::Accepted { socket, .. } => {
+                // Any process of this machine can connect to the listener.
+                let is_own = self.is_own(socket);
+                if trial.sockets.len() < CLIENTS && matches!(is_own, Ok(true)) {
+                    trial.sockets.push(socket);
+                } else {
+                    self.close(socket, None);
+                }
+                is_own.map(drop)
+            }
+            Event::AcceptFailed(error) => Err(failed("accept")(error)),
+            Event::Ready { token, .. } => {
+                trial.ready[token.index() as usize % CLIENTS] = true;
+                Ok(())
+            }
+            Event::Woken => Ok(()),
+        }
+    }
+
+    /// Returns `true` if this process is at the other end of a Unix socket.
+    fn is_own(&mut self, socket: UringSocket) -> io::Result<bool> {
+        let is_own = if socket.is_direct() {
+            let fd = self.install(socket);
+            let fd = fd.map_err(failed(
+                "io_uring_enter (fixed descriptor install, Linux 6.8)",
+            ))?;
+            sys::is_peer_own(fd.as_raw_fd())
+        } else {
+            sys::is_peer_own(socket.fd())
+        };
+        is_own.map_err(failed("getsockopt (SO_PEERCRED)"))
     }
 }
 
@@ -246,11 +314,12 @@ fn listener() -> io::Result<(Listener, SockAddr)> {
     Ok((listener, address))
 }
 
+/// Connects without waiting.
 fn connect(address: &SockAddr) -> io::Result<UnixStream> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("socket"))?;
-    socket.connect(address).map_err(failed("connect"))?;
-    socket
-        .set_read_timeout(Some(PATIENCE))
-        .map_err(failed("setsockopt"))?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(address)?;
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     Ok(UnixStream::from(OwnedFd::from(socket)))
 }

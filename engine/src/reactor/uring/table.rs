@@ -1,5 +1,5 @@
-//! Tables of direct descriptors, a ring for each, and what makes one of the other kind of
-//! descriptor.
+//! Tables of direct descriptors. Each ring has one. Sockets move into a table (`Update`), and get a
+//! regular descriptor from it (`Install`).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,6 +11,7 @@ use super::UringBackend;
 use super::UringSocket;
 use super::batch::Failed;
 use super::batch::Install;
+use super::batch::Single;
 use super::batch::Update;
 use super::descriptor::new_eventfd;
 #[cfg(test)]
@@ -20,11 +21,11 @@ use super::faults::RingStep;
 use super::ring::Ring;
 use super::setup;
 
-/// An error if the one operation of a batch was not carried out. Otherwise it has its result,
-/// whatever has become of the ring since.
+/// Returns an error if the one operation of a batch was not carried out. Otherwise it has its
+/// result, even if the ring broke after it.
 fn check_one(result: Result<(), Failed>) -> io::Result<()> {
     match result {
-        Err(failed) if failed.done == 0 => Err(io::Error::from_raw_os_error(failed.errno)),
+        Err(failed) if failed.done == 0 => Err(failed.error()),
         _ => Ok(()),
     }
 }
@@ -34,8 +35,8 @@ impl UringBackend {
     /// first.
     ///
     /// # Errors
-    /// Out of descriptors, memory, or locked memory; nothing is left behind: what has been made
-    /// is dropped here, and a descriptor that is closed leaves the epoll that it was added to.
+    /// Out of descriptors, memory, or locked memory. Nothing is left behind: a half-made ring is
+    /// dropped, and a descriptor that is closed leaves the epoll that it was added to.
     pub(super) fn add_ring(&mut self) -> io::Result<()> {
         let ring = Ring::new()?;
         let slots = self.direct.map_or(0, |direct| direct.slots);
@@ -112,11 +113,11 @@ impl UringBackend {
     /// Makes a descriptor of the process for a direct one (Linux 6.8).
     ///
     /// # Errors
-    /// Out of descriptors; or the ring is broken.
+    /// Out of descriptors or kernel memory; or the ring is broken.
     pub(super) fn install(&mut self, socket: UringSocket) -> io::Result<OwnedFd> {
-        let mut install = Install::new(socket.index);
+        let mut install = Single::new(Install(socket.index));
         check_one(self.run_batch(socket.ring(), &mut install))?;
-        let fd = install.result()?;
+        let fd = install.descriptor()?;
         // SAFETY: the kernel has made this descriptor for us.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
@@ -124,12 +125,12 @@ impl UringBackend {
     /// Takes a slot of a ring's table for a socket; the caller closes its descriptor.
     ///
     /// # Errors
-    /// No room, and no further ring; or the ring is broken.
+    /// No room, and no further ring; out of kernel memory; or the ring is broken.
     pub(super) fn move_to_table(&mut self, socket: &OwnedFd) -> io::Result<UringSocket> {
         let ring = self.ring_with_room()?;
-        let mut update = Update::new(socket.as_raw_fd());
+        let mut update = Single::new(Update(socket.as_raw_fd()));
         check_one(self.run_batch(ring, &mut update))?;
-        let index = update.result()?;
+        let index = update.slot()?;
         self.rings[ring].slots_used += 1;
         Ok(UringSocket {
             index,

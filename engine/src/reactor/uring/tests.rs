@@ -10,6 +10,16 @@ use super::faults::Submits;
 use super::faults::fail_next_ring;
 use super::*;
 
+/// Skips the test if io_uring does not work here.
+macro_rules! require_uring {
+    () => {
+        if let Err(error) = probe() {
+            println!("skipped: io_uring does not work here: {error}");
+            return;
+        }
+    };
+}
+
 fn socket(stream: &UnixStream) -> UringSocket {
     UringSocket {
         index: stream.as_raw_fd() as u32,
@@ -21,10 +31,7 @@ fn socket(stream: &UnixStream) -> UringSocket {
 #[test]
 fn resource_full_queues_lose_nothing() {
     const PAIRS: usize = 1_000;
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
     let pairs: Vec<(UnixStream, UnixStream)> = (0..PAIRS)
         .map(|_| UnixStream::pair().expect("descriptors"))
@@ -82,10 +89,7 @@ fn resource_full_queues_lose_nothing() {
 /// A short send says how much was taken; nothing stays in flight behind it.
 #[test]
 fn short_sends_in_a_batch_are_counted_to_the_byte() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
     let pairs = [(); 2].map(|()| UnixStream::pair().expect("descriptors"));
     let large = vec![7; 4 << 20];
@@ -116,12 +120,8 @@ fn short_sends_in_a_batch_are_counted_to_the_byte() {
 fn close_ends_a_poll_that_has_just_been_woken() {
     use std::io::Read;
     use std::io::Write;
-    use std::os::fd::IntoRawFd;
 
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
     let mut events = Vec::new();
     for wakes in 0..3 {
@@ -317,10 +317,7 @@ fn faults() -> impl Iterator<Item = (usize, Fault)> {
 /// moment, no receive writes after `recv_many` has returned, and no byte is lost.
 #[test]
 fn g16_ring_fail_no_receive_outlives_its_call() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     for (ring, fault) in faults() {
         let mut world = World::new();
         for (index, mut far) in world.fars.iter().enumerate() {
@@ -334,12 +331,13 @@ fn g16_ring_fail_no_receive_outlives_its_call() {
         let is_struck = world.calls(ring) > fault.after;
         let lasts = LASTING.contains(&fault.errno);
         let broken = (is_struck && lasts).then_some(fault.errno);
+        let failed = broken.map(|_| libc::EIO);
         for (index, result) in results.iter().enumerate() {
             let context = format!("{ring} {fault:?} {index}: {result:?}");
             let want = match result {
                 Ok(3) => [[index as u8; 3].as_slice(), &[CANARY; 5]].concat(),
                 Err(error) => {
-                    assert_eq!(error.raw_os_error(), broken, "{context}");
+                    assert_eq!(error.raw_os_error(), failed, "{context}");
                     assert_eq!(world.sockets[index].ring(), ring, "{context}");
                     vec![CANARY; 8]
                 }
@@ -364,10 +362,7 @@ fn g16_ring_fail_no_receive_outlives_its_call() {
 /// The same for sends: what was not reported as sent is never sent.
 #[test]
 fn g16_ring_fail_no_send_outlives_its_call() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     // EBADR says that a failure may have been lost: see the test of what ends the process.
     for (ring, fault) in faults().filter(|(_, fault)| fault.errno != libc::EBADR) {
         let mut world = World::new();
@@ -387,6 +382,7 @@ fn g16_ring_fail_no_send_outlives_its_call() {
         let results: Vec<_> = ops.into_iter().map(|op| op.result).collect();
         let lasts = LASTING.contains(&fault.errno);
         let broken = (world.calls(ring) > fault.after && lasts).then_some(fault.errno);
+        let failed = broken.map(|_| libc::EIO);
         let sockets = world.sockets.clone();
         let (_nears, fars) = world.use_and_drop(ring, broken);
         for (index, far) in fars.iter().enumerate() {
@@ -394,7 +390,7 @@ fn g16_ring_fail_no_send_outlives_its_call() {
             let want = match &results[index] {
                 Ok(len) => *len,
                 Err(error) => {
-                    assert_eq!(error.raw_os_error(), broken, "{context}");
+                    assert_eq!(error.raw_os_error(), failed, "{context}");
                     assert_eq!(sockets[index].ring(), ring, "{context}");
                     0
                 }
@@ -409,10 +405,7 @@ fn g16_ring_fail_no_send_outlives_its_call() {
 /// the one connection fails.
 #[test]
 fn g16_ring_fail_no_table_update_outlives_its_call() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     for (_, fault) in faults().filter(|(ring, fault)| *ring == 0 && fault.after == 0) {
         for installs in [false, true] {
             let slots = 8;
@@ -433,8 +426,8 @@ fn g16_ring_fail_no_table_update_outlives_its_call() {
             let context = format!("{fault:?} {installs}: {failed:?}");
             let errno = failed.as_ref().and_then(io::Error::raw_os_error);
             if lasts && fault.submits == Submits::Nothing {
-                assert_eq!(errno, Some(fault.errno), "{context}");
-                // It stays where it is, for ever.
+                assert_eq!(errno, Some(libc::EIO), "{context}");
+                // The entry stays in the queue, and is never executed.
                 assert_eq!(backend.rings[0].ring.queued(), 1, "{context}");
                 backend.submit();
                 assert_eq!(backend.rings[0].ring.queued(), 1, "{context}");
@@ -457,33 +450,433 @@ fn g16_ring_fail_no_table_update_outlives_its_call() {
     }
 }
 
-/// A kernel that has no memory for a while is asked again; for ever, it breaks the ring.
-#[test]
-fn ring_fail_memory_that_comes_back_costs_nothing() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
+const REFUSALS: [i32; 3] = [libc::EAGAIN, libc::EBUSY, libc::ENOMEM];
+
+/// More refused calls in a row than any bound that would make sense.
+const REFUSED: u32 = 1_100;
+
+fn refuses(errno: i32, times: u32) -> Fault {
+    Fault {
+        times,
+        ..Fault::new(0, errno, Submits::Nothing)
     }
-    for errno in [libc::EAGAIN, libc::EBUSY, libc::ENOMEM] {
-        for (times, broken) in [(20, None), (u32::MAX, Some(errno))] {
-            let mut world = World::new();
-            let mut fault = Fault::new(0, errno, Submits::Nothing);
-            fault.times = times;
-            world.set_fault(1, fault);
-            for mut far in &world.fars {
-                std::io::Write::write_all(&mut far, b"x").expect("room");
+}
+
+fn send_byte(mut stream: &UnixStream) {
+    std::io::Write::write_all(&mut stream, b"x").expect("room");
+}
+
+/// A batch has lent memory in the queue: it goes on until the kernel has memory again.
+#[test]
+fn ring_fail_batch_outlasts_missing_memory() {
+    require_uring!();
+    for (errno, times) in [
+        (libc::EAGAIN, REFUSED),
+        (libc::EBUSY, 20),
+        (libc::ENOMEM, 20),
+    ] {
+        let mut world = World::new();
+        world.set_fault(1, refuses(errno, times));
+        world.fars.iter().for_each(send_byte);
+        let mut buffers = vec![[CANARY; 8]; world.sockets.len()];
+        let mut ops = receives(&world.sockets, &mut buffers);
+        world.backend.recv_many(&mut ops);
+        assert!(ops.iter().all(|op| matches!(op.result, Ok(1))), "{errno}");
+        assert!(world.calls(1) > times);
+        world.use_and_drop(1, None);
+    }
+}
+
+/// Guarantee 12: as long as the kernel has no memory for requests, connections are served, and
+/// connections that are registered meanwhile are served later.
+#[test]
+fn g12_ring_fail_missing_memory_never_ends_the_service() {
+    const PAIRS: usize = 3;
+    const LATE: usize = 50;
+    require_uring!();
+    let register = |backend: &mut UringBackend, index: usize, stream: &UnixStream| {
+        let token = Token::from_bits(index as u64);
+        backend.register(socket(stream), token).expect("it waits");
+    };
+    for errno in REFUSALS {
+        let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
+        let pairs = [(); PAIRS + LATE].map(|()| UnixStream::pair().expect("descriptors"));
+        let (early, late) = pairs.split_at(PAIRS);
+        for (index, (near, _)) in early.iter().enumerate() {
+            register(&mut backend, index, near);
+        }
+        backend.settle();
+        backend.rings[0].ring.fault = Some(Fault {
+            spares_looks: true,
+            ..refuses(errno, u32::MAX)
+        });
+        for (index, (near, far)) in late.iter().enumerate() {
+            register(&mut backend, PAIRS + index, near);
+            send_byte(far);
+        }
+        let mut events = Vec::new();
+        for round in 0..REFUSED {
+            early.iter().for_each(|(_, far)| send_byte(far));
+            let mut ready = BTreeSet::new();
+            while ready.len() < PAIRS {
+                backend.wait(None, &mut events).expect("nothing is broken");
+                for event in events.drain(..) {
+                    match event {
+                        Event::Ready { token, .. } => ready.insert(token.index() as usize),
+                        event => panic!("{event:?}"),
+                    };
+                }
             }
+            assert_eq!(ready, (0..PAIRS).collect(), "{errno}, {round}");
+            let sockets: Vec<_> = early.iter().map(|(near, _)| socket(near)).collect();
+            let mut buffers = [[CANARY; 8]; PAIRS];
+            let mut ops = receives(&sockets, &mut buffers);
+            backend.recv_many(&mut ops);
+            assert!(ops.iter().all(|op| matches!(op.result, Ok(1))), "{errno}");
+            let slices = [IoSlice::new(b"y")];
+            let mut ops: Vec<_> = sockets.iter().map(|&to| send_op(to, &slices)).collect();
+            backend.send_many(&mut ops);
+            assert!(ops.iter().all(|op| matches!(op.result, Ok(1))), "{errno}");
+            assert!(early.iter().all(|(_, far)| read_all(far) == b"y"));
+            assert!(backend.has_events());
+        }
+        backend.rings[0].ring.fault = None;
+        let mut ready = BTreeSet::new();
+        while ready.len() < LATE {
+            backend.wait(None, &mut events).expect("nothing is broken");
+            for event in events.drain(..) {
+                if let Event::Ready { token, .. } = event {
+                    ready.insert(token.index() as usize);
+                }
+            }
+        }
+        assert_eq!(ready, (PAIRS..PAIRS + LATE).collect());
+        assert!(!backend.has_events());
+    }
+}
+
+fn send_op<'a>(socket: UringSocket, slices: &'a [IoSlice<'a>]) -> SendOp<'a, UringSocket> {
+    SendOp {
+        socket,
+        slices,
+        result: Ok(0),
+    }
+}
+
+/// Operations of direct descriptors have no plain call: they are put off, with an error that is no
+/// evidence about their sockets. Rings that the kernel does not refuse go on.
+#[test]
+fn ring_fail_operations_of_direct_descriptors_are_put_off() {
+    require_uring!();
+    for errno in REFUSALS {
+        for ring in 0..RINGS {
+            let mut world = World::new();
+            world.fars.iter().for_each(send_byte);
+            world.set_fault(ring, refuses(errno, u32::MAX));
+            let events = &mut Vec::new();
+            world
+                .backend
+                .queue(ring, &opcode::Nop::new().build().user_data(DONE));
+            // Ends at once or after a moment, whichever ring is refused.
+            world.backend.wait(None, events).expect("nothing is broken");
             let mut buffers = vec![[CANARY; 8]; world.sockets.len()];
             let mut ops = receives(&world.sockets, &mut buffers);
             world.backend.recv_many(&mut ops);
-            for op in ops {
-                let errno = op.result.as_ref().err().and_then(io::Error::raw_os_error);
-                let want = broken.filter(|_| op.socket.ring() == 1);
-                assert_eq!(errno, want);
+            for op in &ops {
+                match &op.result {
+                    Ok(1) => assert_ne!(op.socket.ring(), ring),
+                    Err(error) => {
+                        assert_eq!(op.socket.ring(), ring);
+                        assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS));
+                    }
+                    Ok(_) => panic!("{:?}", op.result),
+                }
             }
-            world.use_and_drop(1, broken);
+            world.backend.rings[ring].ring.fault = None;
+            let put_off = ops.iter().filter(|op| op.result.is_err());
+            let sockets: Vec<_> = put_off.map(|op| op.socket).collect();
+            assert_eq!(sockets.len(), ON_EACH_RING);
+            let mut ops = receives(&sockets, &mut buffers[..ON_EACH_RING]);
+            world.backend.recv_many(&mut ops);
+            assert!(ops.iter().all(|op| matches!(op.result, Ok(1))), "{errno}");
         }
     }
+}
+
+/// Returns a regular socket that the backend owns, and its other end.
+fn owned_pair() -> (UringSocket, UnixStream) {
+    let (near, far) = UnixStream::pair().expect("descriptors");
+    let patience = Some(Duration::from_secs(60));
+    far.set_read_timeout(patience).expect("a socket");
+    let index = near.into_raw_fd() as u32;
+    (
+        UringSocket {
+            index,
+            ring: NO_RING,
+        },
+        far,
+    )
+}
+
+/// Waits for the end of the stream, or a reset.
+fn expect_end(mut far: impl std::io::Read, context: &str) {
+    loop {
+        match far.read(&mut [0]) {
+            Ok(0) => return,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
+            // The kernel notifies the thread when it takes a ring apart.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            got => panic!("{context}: {got:?}"),
+        }
+    }
+}
+
+/// No client waits for a FIN that never comes: regular sockets of a broken ring are closed,
+/// whether the close came before or after the call that broke it.
+#[test]
+fn ring_fail_broken_ring_closes_regular_sockets() {
+    require_uring!();
+    for submits in [Submits::Nothing, Submits::Half, Submits::All] {
+        let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
+        let pairs = [(); 7].map(|()| owned_pair());
+        for (index, (near, _)) in pairs.iter().enumerate() {
+            let token = Token::from_bits(index as u64);
+            backend.register(*near, token).expect("room");
+        }
+        backend.settle();
+        // The queue has room for two of the closes, with their cancels.
+        let token = |index: usize| Some(Token::from_bits(index as u64));
+        for (index, (near, _)) in pairs.iter().enumerate().take(3) {
+            backend.close(*near, token(index));
+        }
+        backend.rings[0].ring.fault = Some(Fault::new(0, libc::EBADF, submits));
+        let waited = backend.wait(Some(Duration::ZERO), &mut Vec::new());
+        assert_eq!(
+            waited.expect_err("broken").raw_os_error(),
+            Some(libc::EBADF)
+        );
+        for (index, (near, _)) in pairs.iter().enumerate().skip(3) {
+            backend.close(*near, token(index));
+        }
+        drop(backend);
+        for (index, (_, far)) in pairs.iter().enumerate() {
+            expect_end(far, &format!("{submits:?}, {index}"));
+        }
+    }
+}
+
+/// Accepted sockets that were not handed out are closed with the backend, also if its ring broke.
+#[test]
+fn ring_fail_broken_ring_closes_accepted_sockets() {
+    require_uring!();
+    for breaks in [false, true] {
+        let address = "127.0.0.1:0".parse().expect("an address");
+        let listener = Listener::bind(&address).expect("a free port");
+        let port = listener.address().ip().expect("TCP").port();
+        let mut backend = UringBackend::new(vec![listener], None).expect("it has been probed");
+        backend.settle();
+        let clients = [(); 3].map(|()| {
+            let client = std::net::TcpStream::connect(("127.0.0.1", port));
+            client.expect("the backlog has room")
+        });
+        // Their completions are there, and not taken.
+        backend.rings[0].ring.enter(1, None).expect("it works");
+        if breaks {
+            backend.rings[0].ring.fault = Some(Fault::new(0, libc::EBADF, Submits::Nothing));
+            assert!(backend.rings[0].ring.enter(0, None).is_err());
+        }
+        drop(backend);
+        for client in clients {
+            let patience = Some(Duration::from_secs(60));
+            client.set_read_timeout(patience).expect("a socket");
+            expect_end(client, &format!("{breaks}"));
+        }
+    }
+}
+
+/// A descriptor is closed once: by the ring if the kernel takes the entry, otherwise by a call.
+#[test]
+fn ring_fail_closes_that_the_kernel_took_are_not_repeated() {
+    require_uring!();
+    let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
+    backend.settle();
+    let pairs = [(); 20].map(|()| owned_pair());
+    let mut fault = refuses(libc::EAGAIN, u32::MAX);
+    backend.rings[0].ring.fault = Some(fault);
+    for (near, _) in &pairs {
+        backend.close(*near, None);
+    }
+    // Eight are in the queue, the others wait for room.
+    assert_eq!(backend.rings[0].ring.queued(), 8);
+    assert_eq!(backend.rings[0].ring.closing(), pairs.len());
+    fault.submits = Submits::Half;
+    for (taken, closed) in [(4, 4), (4, 8), (4, 12)] {
+        backend.rings[0].ring.fault = Some(Fault { times: 1, ..fault });
+        backend.submit();
+        assert_eq!(
+            backend.rings[0].ring.closing(),
+            pairs.len() - closed,
+            "{taken}"
+        );
+        for (index, (_, far)) in pairs.iter().enumerate() {
+            if index < closed {
+                expect_end(far, "it was taken");
+            } else {
+                far.set_nonblocking(true).expect("a socket");
+                let got = std::io::Read::read(&mut &*far, &mut [0]);
+                let error = got.expect_err("it is open");
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{index}");
+                far.set_nonblocking(false).expect("a socket");
+            }
+        }
+    }
+    // Memory never comes back: the rest is closed with the ring.
+    backend.rings[0].ring.fault = Some(refuses(libc::EAGAIN, u32::MAX));
+    drop(backend);
+    for (_, far) in &pairs {
+        expect_end(far, "the backend is gone");
+    }
+}
+
+/// Rings of killed processes may give locked memory back, but not more than the limit.
+#[test]
+fn fallback_waits_for_locked_memory_only_if_the_limit_suffices() {
+    let one = ring::LOCKED_LEN_MIN;
+    assert!(setup::may_find_memory(None, 64));
+    for threads in [1, 2, 64] {
+        assert!(setup::may_find_memory(
+            Some(one * threads),
+            threads as usize
+        ));
+        assert!(!setup::may_find_memory(
+            Some(one * threads - 1),
+            threads as usize
+        ));
+    }
+}
+
+/// Open descriptors of this process below 1,000.
+fn open_descriptors() -> Vec<String> {
+    let links = (0..1_000).map(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")));
+    let links = links
+        .enumerate()
+        .filter_map(|(fd, link)| Some((fd, link.ok()?)));
+    links
+        .map(|(fd, link)| format!("{fd} {}", link.display()))
+        .collect()
+}
+
+/// A trial that fails at whichever call leaves no descriptor open.
+fn fail_trials() {
+    let direct = Direct {
+        slots: SLOTS_MIN,
+        rings_max: 1,
+    };
+    let before = open_descriptors();
+    for direct in [None, Some(direct)] {
+        for submits in [Submits::Nothing, Submits::Half, Submits::All] {
+            let mut succeeded = false;
+            let mut after = 0;
+            while !succeeded {
+                let mut backend = UringBackend::build(direct).expect("it has been probed");
+                backend.rings[0].ring.fault = Some(Fault::new(after, libc::EBADF, submits));
+                // A failure that cannot be learned ends the process: EBADF tells everything.
+                succeeded = backend.try_out().is_ok();
+                drop(backend);
+                let left = open_descriptors();
+                assert_eq!(left, before, "{submits:?} {after}");
+                after += 1;
+            }
+            assert!(after > 5, "{after} calls");
+        }
+    }
+    println!("\nall closed");
+}
+
+/// Starts this program again for one of its tests that are none.
+fn child(name: &str) -> std::process::Command {
+    let program = std::env::current_exe().expect("this program");
+    let mut command = std::process::Command::new(program);
+    let name = format!("reactor::uring::tests::{name}");
+    command.args(["--exact", &name, "--ignored", "--nocapture"]);
+    command
+}
+
+#[test]
+fn fallback_failed_trials_leave_no_descriptor_open() {
+    require_uring!();
+    // In a process that does nothing else with descriptors.
+    let mut command = child("ring_fail_child");
+    let output = command.env("SOCKEYE_RING_FAIL", "trials").output();
+    let output = output.expect("it can be started");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("all closed"),
+        "{text}"
+    );
+}
+
+/// Not a test: another process that connects to the listener of a trial.
+#[test]
+#[ignore = "the process that another test starts"]
+fn stranger_child() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    let Ok(name) = std::env::var("SOCKEYE_STRANGER") else {
+        return;
+    };
+    let address = SocketAddr::from_abstract_name(name).expect("a name");
+    let clients = [(); 3].map(|()| UnixStream::connect_addr(&address).expect("room"));
+    for mut client in &clients {
+        std::io::Write::write_all(&mut client, b"strange").expect("room");
+    }
+    println!("\nconnected");
+    // Until the parent lets go.
+    let _ = std::io::stdin().lines().next();
+}
+
+/// Another process connects to the listener of a trial first. It costs nothing.
+#[test]
+fn fallback_trial_is_not_disturbed_by_other_processes() {
+    use std::cell::RefCell;
+    use std::io::BufRead;
+    use std::io::BufReader;
+    use std::io::Lines;
+    use std::process::Child;
+    use std::process::ChildStdout;
+    use std::process::Stdio;
+
+    thread_local! {
+        static STRANGERS: RefCell<Vec<(Child, Lines<BufReader<ChildStdout>>)>> =
+            const { RefCell::new(Vec::new()) };
+    }
+
+    require_uring!();
+    faults::set_strangers(|address| {
+        let name = address.as_abstract_namespace().expect("an abstract name");
+        let mut stranger = child("stranger_child")
+            .env("SOCKEYE_STRANGER", std::str::from_utf8(name).expect("hex"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it can be started");
+        let output = stranger.stdout.take().expect("it is piped");
+        let mut lines = BufReader::new(output).lines();
+        let mut texts = lines.by_ref().map_while(Result::ok);
+        assert!(texts.any(|line| line == "connected"));
+        STRANGERS.with_borrow_mut(|strangers| strangers.push((stranger, lines)));
+    });
+    for direct in [None, Some(16)] {
+        UringBackend::prepare(0, direct, 1).expect("strangers are ignored");
+    }
+    STRANGERS.with_borrow_mut(|strangers| {
+        assert_eq!(strangers.len(), 2);
+        for (mut stranger, _output) in strangers.drain(..) {
+            drop(stranger.stdin.take());
+            stranger.wait().expect("it ends");
+        }
+    });
 }
 
 /// Not a test: ends this process, when it is started for that.
@@ -508,6 +901,7 @@ fn ring_fail_child() {
             let mut backend = UringBackend::build(None).expect("it has been probed");
             let _ = backend.run_batch(0, &mut Panics(0));
         }
+        Ok("trials") => return fail_trials(),
         Ok("unknown") => {
             // The completion queue is full: those of the batch overflow, and cannot be had.
             let mut world = World::new();
@@ -552,19 +946,13 @@ fn ring_fail_child() {
 fn g16_ring_fail_unknown_completions_end_the_process() {
     use std::os::unix::process::ExitStatusExt;
 
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     for (case, want) in [
         ("panic", "sockeye: aborting: a panic inside a batch"),
         ("unknown", "sockeye: aborting: io_uring_enter failed"),
         ("lost", "sockeye: aborting: io_uring_enter failed"),
     ] {
-        let program = std::env::current_exe().expect("this program");
-        let name = "reactor::uring::tests::ring_fail_child";
-        let output = std::process::Command::new(program)
-            .args(["--exact", name, "--ignored", "--nocapture"])
+        let output = child("ring_fail_child")
             .env("SOCKEYE_RING_FAIL", case)
             .output()
             .expect("it can be started");
@@ -589,10 +977,7 @@ fn g16_ring_fail_unknown_completions_end_the_process() {
 #[test]
 fn g16_ring_fail_overflowed_completions_reach_their_own_operations() {
     const PAIRS: usize = 4_000;
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
     // Peers whose output is full, and one that takes half of a message.
     let full: Vec<_> = (0..4).map(|_| full_pair()).collect();
@@ -659,10 +1044,7 @@ fn g16_ring_fail_overflowed_completions_reach_their_own_operations() {
 /// Failures of sends that overflow a queue which others have filled are not taken for successes.
 #[test]
 fn g16_ring_fail_overflowed_failures_of_sends_are_reported() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
     backend.settle();
     let pairs = [(); 8].map(|()| UnixStream::pair().expect("descriptors"));
@@ -708,10 +1090,7 @@ fn full_pair() -> (UnixStream, UnixStream) {
 /// Completions of other batches, and of operations that there are not, are discarded.
 #[test]
 fn ring_fail_foreign_completions_are_discarded() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     let mut backend = UringBackend::new(Vec::new(), None).expect("it has been probed");
     let pairs = [(); 3].map(|()| UnixStream::pair().expect("descriptors"));
     for (_, far) in &pairs {
@@ -739,10 +1118,7 @@ fn ring_fail_foreign_completions_are_discarded() {
 /// is made when it can be. What had been made of it is gone.
 #[test]
 fn resource_further_ring_that_cannot_be_made_pauses_accepting() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     let address = "127.0.0.1:0".parse().expect("an address");
     for step in RingStep::ALL {
         let listener = Listener::bind(&address).expect("a free port");
@@ -795,7 +1171,7 @@ fn resource_further_ring_that_cannot_be_made_pauses_accepting() {
             "{step:?}: {events:?}"
         );
         events.clear();
-        // Who is served notices nothing.
+        // Accepted connections are served as before.
         for (socket, mut client) in accepted.iter().zip(&clients) {
             std::io::Write::write_all(&mut client, b"on").expect("sent");
             backend
@@ -834,12 +1210,9 @@ fn resource_further_ring_that_cannot_be_made_pauses_accepting() {
 /// A backend that has been tried out is as one that has just been made.
 #[test]
 fn fallback_trial_leaves_nothing_behind() {
-    if probe().is_err() {
-        println!("skipped: io_uring does not work here");
-        return;
-    }
+    require_uring!();
     for direct in [None, Some(1), Some(100)] {
-        let mut backend = UringBackend::prepare(1, direct).expect("it has been probed");
+        let mut backend = UringBackend::prepare(1, direct, 1).expect("it has been probed");
         assert!(backend.acceptors.is_empty());
         assert!(backend.accepting);
         assert_eq!(backend.rings[0].slots_used, 0);
