@@ -32,8 +32,10 @@ pub enum ConfigError {
     /// No address, and no network.
     #[error("not a network: {0:?} (wanted 10.0.0.0/8 or an address)")]
     Network(String),
-    /// No pattern of origins.
-    #[error("not a pattern of origins: {0:?} (wanted [SCHEME://][*.]HOST[:PORT])")]
+    /// A pattern of origins that matches nothing.
+    #[error(
+        "not a pattern of origins: {0:?} (wanted [SCHEME://][*.]HOST[:PORT], SCHEME:// or null)"
+    )]
     Origin(String),
     /// A route's pattern, and what is wrong with it.
     #[error("not a route: {0:?}: {1}")]

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use crate::config::COMPRESSION_BUDGET;
 #[cfg(feature = "deflate")]
@@ -296,6 +297,7 @@ impl Settings {
         getrandom::fill(&mut seed).map_err(no_seed)?;
         let routes = iter::once(&self.base).chain(&self.routes);
         let mut env = Env::new(routes.cloned().collect(), seed);
+        env.wall_clock = Some(SystemTime::now);
         env.tls.clone_from(&self.tls);
         env.held_len_max = self.output_budget.unwrap_or(OUTPUT_BUDGET);
         env.victims = self.victims;

@@ -50,9 +50,15 @@ pub enum ResponseError {
     /// An extension that was not offered.
     #[error("extension that was not offered")]
     Extensions,
+    /// The server switched protocols in HTTP/1.0, which has no upgrades (RFC 9110 §7.8).
+    #[error("HTTP version before 1.1")]
+    HttpVersion,
     /// Not the grammar of RFC 9112, or more headers than the limit.
     #[error("malformed response head")]
     Malformed,
+    /// The first bytes are no response of HTTP/1: something else listens there.
+    #[error("not an HTTP/1.1 response")]
+    NotHttp,
     /// Any status but 101.
     #[error("status {0}")]
     Status(u16),
@@ -65,6 +71,16 @@ pub enum ResponseError {
     /// `Upgrade` is not `websocket`.
     #[error("no Upgrade: websocket")]
     Upgrade,
+}
+
+impl ResponseError {
+    /// Why bytes are no response head.
+    pub(crate) fn not_a_head(bytes: &[u8]) -> Self {
+        match http1::may_be_response(bytes) {
+            true => Self::Malformed,
+            false => Self::NotHttp,
+        }
+    }
 }
 
 impl ClientRequest<'_> {
@@ -137,6 +153,9 @@ impl ExpectedResponse {
     pub fn check<'a>(&self, head: &ResponseHead<'a>) -> Result<Option<&'a str>, ResponseError> {
         if head.status != 101 {
             return Err(ResponseError::Status(head.status));
+        }
+        if head.minor_version < 1 {
+            return Err(ResponseError::HttpVersion);
         }
         let upgrade = head.only_header("Upgrade").unwrap_or_default();
         if !upgrade.eq_ignore_ascii_case(b"websocket") {
