@@ -3,6 +3,7 @@
 use std::io;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
@@ -86,7 +87,16 @@ pub(super) fn peer_addr(fd: RawFd) -> io::Result<PeerAddr> {
     // SAFETY: the descriptor is open: its owner has not closed it.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let address = SockRef::from(&fd).peer_addr()?;
-    Ok(address.as_socket().map_or(PeerAddr::Unix, PeerAddr::Ip))
+    Ok(match address.as_socket() {
+        None => PeerAddr::Unix,
+        // An IPv4 client of a dual-stack socket is an IPv4 client: to trusted networks, to limits
+        // per address, and to whoever reads logs.
+        Some(SocketAddr::V6(v6)) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => PeerAddr::Ip((v4, v6.port()).into()),
+            None => PeerAddr::Ip(v6.into()),
+        },
+        Some(v4) => PeerAddr::Ip(v4),
+    })
 }
 
 /// Shuts the sending direction down. The connection may be broken: then there is nothing left

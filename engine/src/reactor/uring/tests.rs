@@ -745,7 +745,7 @@ fn resource_further_ring_that_cannot_be_made_pauses_accepting() {
     }
     let address = "127.0.0.1:0".parse().expect("an address");
     for step in RingStep::ALL {
-        let listener = Listener::bind(&address).expect("a free port");
+        let listener = Listener::bind(&address, false).expect("a free port");
         let port = listener.address().ip().expect("TCP").port();
         let slots = 6;
         let rings_max = 3;
