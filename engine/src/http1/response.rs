@@ -59,12 +59,18 @@ impl Response {
             .unwrap_or(response)
     }
 
-    /// Adds a header. `Content-Length` and `Connection` are written by the engine.
+    /// Adds a header. One that may stand only once, such as `Content-Type`, takes the place of an
+    /// earlier one of its name.
     ///
     /// # Errors
-    /// [`InvalidHeader`], so that no value can add a line of its own.
+    /// [`InvalidHeader`], so that no value can add a line of its own; also for `Content-Length`,
+    /// `Transfer-Encoding` and `Connection`, which the engine writes.
     pub fn header(mut self, name: &str, value: &str) -> Result<Self, InvalidHeader> {
-        push_header(&mut self.headers, name, value)?;
+        let own = ["Content-Length", "Transfer-Encoding", "Connection"];
+        if own.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+            return Err(InvalidHeader);
+        }
+        set_header(&mut self.headers, name, value)?;
         Ok(self)
     }
 
@@ -128,6 +134,48 @@ pub(crate) fn push_header(
     lines.push_str(value);
     lines.push_str("\r\n");
     Ok(())
+}
+
+/// Appends a header line; one that may stand only once takes the place of an earlier one.
+pub(crate) fn set_header(lines: &mut String, name: &str, value: &str) -> Result<(), InvalidHeader> {
+    let mut line = String::new();
+    push_header(&mut line, name, value)?;
+    if stands_once(name) && has_header(lines, name) {
+        let is_other = |line: &&str| {
+            let own = line.split(':').next().unwrap_or_default();
+            !own.eq_ignore_ascii_case(name)
+        };
+        *lines = lines.split_inclusive('\n').filter(is_other).collect();
+    }
+    lines.push_str(&line);
+    Ok(())
+}
+
+/// Whether a header may stand only once, for its value is no list (RFC 9110 §5.3).
+pub(crate) fn stands_once(name: &str) -> bool {
+    const ONCE: [&str; 20] = [
+        "Age",
+        "Authorization",
+        "Content-Location",
+        "Content-Range",
+        "Content-Type",
+        "Cookie",
+        "Date",
+        "ETag",
+        "Expires",
+        "From",
+        "Host",
+        "Last-Modified",
+        "Location",
+        "Max-Forwards",
+        "Origin",
+        "Proxy-Authorization",
+        "Referer",
+        "Retry-After",
+        "Server",
+        "User-Agent",
+    ];
+    ONCE.iter().any(|once| once.eq_ignore_ascii_case(name))
 }
 
 /// Whether header lines hold a header of this name.
@@ -256,6 +304,37 @@ mod tests {
                 .write_head(DATE, &mut head);
             let head = String::from_utf8(head).expect("ASCII");
             assert!(!head.contains("Content-Length"), "{head}");
+        }
+    }
+
+    #[test]
+    fn headers_that_stand_once_are_replaced_or_refused() {
+        let lines = |response: Response| {
+            let lines = response.header_lines();
+            lines
+                .map(|(name, value)| alloc::format!("{name}: {value}"))
+                .collect::<Vec<_>>()
+        };
+        let set = |response: Response, name: &str, value: &str| {
+            response.header(name, value).expect("valid")
+        };
+        let page = || Response::new(200).body("a/b", "c");
+        assert_eq!(
+            lines(set(page(), "content-type", "d/e")),
+            ["content-type: d/e"]
+        );
+        let page = set(Response::new(200), "Content-Type", "d/e").body("a/b", "c");
+        assert_eq!(lines(page.clone()), ["Content-Type: a/b"]);
+        assert_eq!(lines(page.clone().body("x/y", "z")), ["Content-Type: x/y"]);
+        let both = set(set(page, "Set-Cookie", "a=b"), "Set-Cookie", "c=d");
+        assert_eq!(lines(both)[1..], ["Set-Cookie: a=b", "Set-Cookie: c=d"]);
+        for name in [
+            "Content-Length",
+            "content-length",
+            "Transfer-Encoding",
+            "connection",
+        ] {
+            assert!(Response::new(200).header(name, "0").is_err(), "{name}");
         }
     }
 
