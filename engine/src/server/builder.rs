@@ -632,16 +632,18 @@ impl<M: MakeHandler> Builder<M> {
         let mut listeners: Vec<Vec<Listener>> = (0..threads).map(|_| Vec::new()).collect();
         let mut bound = Vec::new();
         for address in &addresses {
-            let first =
-                Listener::bind(address, self.settings.dual_stack).map_err(Error::io("bind"))?;
+            let fail = |error| Error::bind(address)(reactor::explained(error));
+            let first = Listener::bind(address, self.settings.dual_stack).map_err(fail)?;
             bound.push(first.address().clone());
             for listeners in &mut listeners[1..] {
-                let another = first.for_another_thread().map_err(Error::io("bind"))?;
+                let another = first.for_another_thread().map_err(fail)?;
                 listeners.push(another);
             }
             listeners[0].push(first);
         }
-        let inherit = |Inherited(fd): &Inherited| Listener::adopt(fd.try_clone()?);
+        let inherit = |Inherited(fd): &Inherited| {
+            Listener::adopt(fd.try_clone()?).map_err(reactor::explained)
+        };
         let inherited = self.settings.inherited.drain(..);
         let inherited: io::Result<Vec<Listener>> = inherited.map(|fd| inherit(&fd)).collect();
         let inherited = inherited.map_err(Error::io("listen on an inherited socket"))?;
