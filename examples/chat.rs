@@ -5,7 +5,11 @@
 //! Then open http://127.0.0.1:9001/ in two windows. The engine's default origin policy lets
 //! only this page's own host connect.
 
+use std::time::Duration;
+
+use sockeye::CloseCode;
 use sockeye::Context;
+use sockeye::Drain;
 use sockeye::Handler;
 use sockeye::Limits;
 use sockeye::Message;
@@ -15,6 +19,7 @@ use sockeye::Response;
 use sockeye::Server;
 use sockeye::Upgrade;
 use sockeye_examples::Cli;
+use sockeye_examples::EndSignals;
 
 const PAGE: &str = include_str!("chat.html");
 
@@ -82,5 +87,13 @@ fn tell(conn: &mut Context<'_, Guest>, line: &str) {
 fn main() {
     let cli = Cli::read();
     let builder = Server::builder().handler(|_thread| Chat);
-    cli.serve(cli.apply(builder, Limits::default().message_len_max));
+    let builder = cli.apply(builder, Limits::default().message_len_max);
+    // On SIGTERM guests are let go spread over a few seconds: their pages connect again.
+    let signals = EndSignals::hold();
+    let server = cli.start_on(builder, false);
+    let drain = Drain::new()
+        .window(Duration::from_secs(3))
+        .deadline(Duration::from_secs(10))
+        .close(CloseCode::SERVICE_RESTART, "restarting");
+    signals.serve(server, drain);
 }

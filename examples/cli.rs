@@ -1,16 +1,23 @@
 //! The command line that the examples share.
 #![forbid(unsafe_code)]
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::exit;
+use std::thread;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
 use sockeye::Address;
 use sockeye::BackendChoice;
 use sockeye::Builder;
 use sockeye::Compression;
 use sockeye::ConfigError;
+use sockeye::Drain;
 use sockeye::Handle;
 use sockeye::MakeHandler;
 use sockeye::Server;
@@ -119,8 +126,38 @@ impl Cli {
     }
 }
 
-/// Reads a command line. Bad input ends the process with one line and exit code 2.
+/// Signals that end a server. They are held from here on: none that comes early is lost.
+#[derive(Debug)]
+pub struct EndSignals(Signals);
+
+impl EndSignals {
+    /// Holds SIGINT and SIGTERM. To be called before any thread is started.
+    pub fn hold() -> Self {
+        let signals = Signals::new([SIGINT, SIGTERM]);
+        Self(signals.unwrap_or_else(|error| fail_with(&error)))
+    }
+
+    /// Serves until a signal comes. The first SIGTERM drains; any other ends the server at once.
+    pub fn serve(mut self, server: Handle, drain: Drain) {
+        if self.0.forever().next() == Some(SIGTERM) {
+            eprintln!("draining {} connections", server.connections());
+            server.drain(drain);
+            while !server.is_finished() && self.0.pending().next().is_none() {
+                thread::sleep(Duration::from_millis(50));
+            }
+            eprintln!("{} were told to go", server.drained());
+        }
+        server.shutdown();
+        server.join().unwrap_or_else(|error| fail(&error));
+    }
+}
+
+/// Reads a command line, and installs a logger: `RUST_LOG=sockeye=debug` shows why handshakes are
+/// refused, by default there are only warnings. Bad input ends the process with one line and exit
+/// code 2.
 pub fn read<F: Parser>() -> F {
+    let level = env_logger::Env::default().default_filter_or("warn");
+    env_logger::init_from_env(level);
     F::try_parse().unwrap_or_else(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             print!("{error}");
@@ -134,6 +171,12 @@ pub fn read<F: Parser>() -> F {
             exit(2);
         }
     })
+}
+
+/// Ends the process with one line.
+pub fn fail_with(error: &dyn Display) -> ! {
+    eprintln!("error: {error}");
+    exit(1);
 }
 
 fn fail(error: &sockeye::Error) -> ! {

@@ -6,20 +6,17 @@
 //!     curl http://127.0.0.1:9001/health
 //!     kill -TERM <its process id>
 
-use std::process::exit;
-use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
 use listenfd::ListenFd;
-use signal_hook::consts::SIGINT;
-use signal_hook::consts::SIGTERM;
-use signal_hook::iterator::Signals;
 use sockeye::CloseCode;
 use sockeye::Drain;
 use sockeye::Limits;
 use sockeye::Server;
 use sockeye_examples::Cli;
+use sockeye_examples::EndSignals;
+use sockeye_examples::fail_with;
 
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -47,32 +44,14 @@ fn main() {
         match inherited.take_tcp_listener(index) {
             Ok(Some(socket)) => builder = builder.listen_on(socket),
             Ok(None) => {}
-            Err(error) => fail(&error),
+            Err(error) => fail_with(&error),
         }
     }
-    // Before any thread starts: signals that come early are not lost.
-    let mut signals = Signals::new([SIGINT, SIGTERM]).unwrap_or_else(|error| fail(&error));
+    let signals = EndSignals::hold();
     let server = flags.cli.start_on(builder, inherited.len() > 0);
     let drain = Drain::new()
         .window(Duration::from_secs(flags.window.into()))
         .deadline(Duration::from_secs(flags.deadline.into()))
         .close(CloseCode::SERVICE_RESTART, "restarting");
-    // The first SIGTERM drains; any other signal ends the server at once.
-    if signals.forever().next() == Some(SIGTERM) {
-        eprintln!("draining {} connections", server.connections());
-        server.drain(drain);
-        while !server.is_finished() && signals.pending().next().is_none() {
-            thread::sleep(Duration::from_millis(50));
-        }
-        eprintln!("{} were told to go", server.drained());
-    }
-    server.shutdown();
-    if let Err(error) = server.join() {
-        fail(&error);
-    }
-}
-
-fn fail(error: &dyn std::fmt::Display) -> ! {
-    eprintln!("error: {error}");
-    exit(1);
+    signals.serve(server, drain);
 }

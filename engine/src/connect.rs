@@ -20,8 +20,10 @@ use crate::config::Compression;
 use crate::conn::ClientHandshake;
 use crate::error::ConfigError;
 use crate::http1;
+use crate::http1::Authority;
 use crate::protocol::handshake::ClientRequest;
 use crate::protocol::handshake::DeflateParams;
+use crate::protocol::handshake::is_own_header;
 use crate::random::Random;
 use crate::reactor::Target;
 use crate::reactor::listen::Address;
@@ -49,12 +51,41 @@ pub struct Connect {
     source: Option<IpAddr>,
     source_ports: Option<(u16, u16)>,
     headers: Vec<(String, String)>,
-    cookies: String,
+    cookies: Vec<Cookie>,
     subprotocols: Vec<String>,
     origin: Option<String>,
     tls: Option<ClientTls>,
     tag: u64,
     compression: Compression,
+}
+
+/// A part of the `Cookie` header.
+#[derive(Clone)]
+enum Cookie {
+    /// Name and value.
+    Pair(String, String),
+    /// A value of the whole header.
+    Line(String),
+}
+
+impl Cookie {
+    /// # Errors
+    /// [`ConfigError::Header`]: one cookie would be taken for several.
+    fn write(&self, line: &mut String) -> Result<(), ConfigError> {
+        if !line.is_empty() {
+            line.push_str("; ");
+        }
+        match self {
+            Self::Line(value) => line.push_str(value),
+            Self::Pair(name, value) => {
+                if !http1::is_token(name.as_bytes()) || value.contains(';') {
+                    return Err(ConfigError::Header(format!("cookie {name:?}")));
+                }
+                line.push_str(&format!("{name}={value}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A parsed URL.
@@ -90,7 +121,7 @@ impl Connect {
             source: None,
             source_ports: None,
             headers: Vec::new(),
-            cookies: String::new(),
+            cookies: Vec::new(),
             subprotocols: Vec::new(),
             origin: None,
             tls: None,
@@ -99,18 +130,34 @@ impl Connect {
         })
     }
 
-    /// Adds a header to the request. Those of the handshake itself are not to be added.
+    /// Adds a header to the request. Those of the handshake itself are not to be added. A header that
+    /// may stand only once takes the place of an earlier one of its name, however that was set:
+    /// `Authorization` that of the URL's `USER:PASSWORD@`, `Cookie` those of
+    /// [`cookie`](Self::cookie), `Origin` that of [`origin`](Self::origin).
     pub fn header(mut self, name: &str, value: &str) -> Self {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        if is("Origin") {
+            return self.origin(value);
+        }
+        if is("Cookie") {
+            self.cookies = vec![Cookie::Line(value.to_owned())];
+            return self;
+        }
+        if is("Authorization") {
+            self.url.authorization = None;
+        }
+        if http1::stands_once(name) {
+            self.headers.retain(|(own, _)| !is(own));
+        }
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Adds a cookie to the request's `Cookie` header (RFC 6265 §4.2).
+    /// Adds a cookie to the request's `Cookie` header (RFC 6265 §4.2). Its name must be a token, and
+    /// its value must not hold `;`: that is reported when the connection is made.
     pub fn cookie(mut self, name: &str, value: &str) -> Self {
-        if !self.cookies.is_empty() {
-            self.cookies.push_str("; ");
-        }
-        self.cookies.push_str(&format!("{name}={value}"));
+        let cookie = Cookie::Pair(name.to_owned(), value.to_owned());
+        self.cookies.push(cookie);
         self
     }
 
@@ -281,25 +328,19 @@ impl Connect {
         if let Some(authorization) = &self.url.authorization {
             headers.push(("Authorization", authorization));
         }
-        if !self.cookies.is_empty() {
-            headers.push(("Cookie", &self.cookies));
+        let mut cookies = String::new();
+        for cookie in &self.cookies {
+            cookie.write(&mut cookies)?;
+        }
+        if !cookies.is_empty() {
+            headers.push(("Cookie", &cookies));
         }
         headers.extend(
             self.headers
                 .iter()
                 .map(|(name, value)| (&name[..], &value[..])),
         );
-        let own = |name: &str| {
-            let own = [
-                "Host",
-                "Upgrade",
-                "Connection",
-                "Content-Length",
-                "Transfer-Encoding",
-            ];
-            let handshake = name.to_ascii_lowercase().starts_with("sec-websocket-");
-            handshake || own.iter().any(|own| own.eq_ignore_ascii_case(name))
-        };
+        let own = |name: &str| name.eq_ignore_ascii_case("Host") || is_own_header(name);
         if let Some((name, _)) = headers.iter().find(|(name, _)| own(name)) {
             return Err(ConfigError::Header((*name).to_owned()));
         }
@@ -410,6 +451,7 @@ impl Url {
         if lower.starts_with("ws+unix:") {
             return Self::parse_unix(&text["ws+unix:".len()..]);
         }
+        check_ascii(text)?;
         let uri: http::Uri = text.parse().map_err(|_| "not a URL")?;
         // RFC 3986 §3.1: schemes compare without case.
         let secure = match uri.scheme_str() {
@@ -417,25 +459,14 @@ impl Url {
             Some(scheme) if scheme.eq_ignore_ascii_case("wss") => true,
             _ => return Err("the scheme is not ws, wss or ws+unix"),
         };
-        let authority = uri.authority().ok_or("no host")?.as_str();
-        let (userinfo, _) = authority.rsplit_once('@').unzip();
-        let bracketed = uri
-            .host()
-            .filter(|host| !host.is_empty())
-            .ok_or("no host")?;
-        let host = bracketed.trim_start_matches('[').trim_end_matches(']');
+        let (userinfo, authority) = split_authority(&uri)?;
         let own_port = if secure { 443 } else { 80 };
-        let has_port = authority
-            .rsplit(']')
-            .next()
-            .is_some_and(|rest| rest.contains(':'))
-            && !authority.ends_with(bracketed);
-        let port = match uri.port_u16() {
+        let port = match authority.port {
             Some(0) => return Err("port 0"),
-            Some(port) => port,
-            None if has_port => return Err("not a port"),
-            None => own_port,
+            port => port.unwrap_or(own_port),
         };
+        let text_of = |bytes| str::from_utf8(bytes).expect("an authority is ASCII");
+        let (bracketed, host) = (text_of(authority.host), text_of(authority.bare_host()));
         // RFC 6455 §4.1: with the port, unless it is the default one.
         let authority = if port == own_port {
             bracketed.to_owned()
@@ -472,6 +503,7 @@ impl Url {
         if !target.starts_with('/') {
             return Err("the target does not begin with /");
         }
+        check_ascii(target)?;
         Ok(Self {
             secure: false,
             host: "localhost".to_owned(),
@@ -491,6 +523,29 @@ impl Url {
         let ip: IpAddr = self.host.parse().ok()?;
         Some(Address::Ip(SocketAddr::new(ip, self.port)))
     }
+}
+
+/// RFC 3986 §2: a URL is ASCII.
+pub(crate) fn check_ascii(url: &str) -> Result<(), &'static str> {
+    match url.is_ascii() {
+        true => Ok(()),
+        false => Err(
+            "characters outside ASCII: percent-encode them, and write a host in its ASCII form (xn--…)",
+        ),
+    }
+}
+
+/// User information, and host and port, of a URL: the same rules for servers and for proxies.
+pub(crate) fn split_authority(
+    uri: &http::Uri,
+) -> Result<(Option<&str>, Authority<'_>), &'static str> {
+    let authority = uri.authority().ok_or("no host")?.as_str();
+    let (userinfo, authority) = match authority.rsplit_once('@') {
+        Some((userinfo, authority)) => (Some(userinfo), authority),
+        None => (None, authority),
+    };
+    let parsed = Authority::parse(authority.as_bytes());
+    Ok((userinfo, parsed.ok_or("not a host, or not a port")?))
 }
 
 /// `user:password`, as a URL has it, as the value of an `Authorization` or
@@ -543,11 +598,65 @@ mod tests {
             "ws://a:99999",
             "ws://a:x",
             "ws://a:",
+            "ws://a:+7001",
+            "ws://[]",
+            "ws://[]:80",
+            "ws://[localhost]",
+            "ws://[::1",
+            "ws://::1",
+            "ws://a%41",
+            "ws://@",
+            "ws://u:p@",
             "ws+unix:",
             "ws+unix:///a:b",
         ] {
             assert!(Url::parse(bad).is_err(), "{bad:?} was read");
         }
+    }
+
+    #[test]
+    fn characters_outside_ascii_are_named() {
+        for url in [
+            "ws://b\u{fc}cher.example/",
+            "ws://a/\u{fc}",
+            "ws+unix:/a:/\u{fc}",
+        ] {
+            let error = Connect::new(url).expect_err("not ASCII").to_string();
+            assert!(error.contains("outside ASCII"), "{error}");
+        }
+        let _ = Connect::new("ws+unix:/\u{fc}.sock").expect("a path may have any");
+    }
+
+    #[test]
+    fn headers_that_stand_once_are_replaced() {
+        let mut random = Random::new([7; 32]);
+        let connect = Connect::new("ws://u:p@a/").expect("a URL");
+        let mut check = |connect: Connect, name: &str, want: &str| {
+            let head = connect.handshake(&mut random, None).expect("valid").head;
+            let head = String::from_utf8(head).expect("ASCII");
+            let lines = head.lines().filter_map(|line| line.split_once(": "));
+            let values = lines.filter(|(own, _)| own.eq_ignore_ascii_case(name));
+            let values: Vec<&str> = values.map(|(_, value)| value).collect();
+            assert_eq!(values, [want], "{head}");
+        };
+        check(connect.clone(), "Authorization", "Basic dTpw");
+        let own = connect.clone().header("authorization", "Bearer x");
+        check(own.clone(), "Authorization", "Bearer x");
+        check(own.header("Authorization", "y"), "Authorization", "y");
+        let cookies = connect
+            .clone()
+            .cookie("a", "1")
+            .header("cookie", "b=2; c=3");
+        check(cookies.clone(), "Cookie", "b=2; c=3");
+        check(cookies.cookie("d", "4"), "Cookie", "b=2; c=3; d=4");
+        let origin = connect
+            .clone()
+            .header("Origin", "http://a")
+            .origin("http://b");
+        check(origin.clone(), "Origin", "http://b");
+        check(origin.header("origin", "http://c"), "Origin", "http://c");
+        let agent = connect.header("User-Agent", "a").header("user-agent", "b");
+        check(agent, "User-Agent", "b");
     }
 
     #[test]
@@ -598,6 +707,10 @@ mod tests {
             connect.clone().header("Host", "a"),
             connect.clone().header("sec-websocket-key", "a"),
             connect.clone().cookie("a", "b\r\n"),
+            connect.clone().cookie("a", "b; c=d"),
+            connect.clone().cookie("a", ";"),
+            connect.clone().cookie("a=b;c", "d"),
+            connect.clone().cookie("", "d"),
             connect.clone().origin("a\nb"),
             connect.clone().subprotocols(["a b"]),
             connect.clone().subprotocols(["a,b"]),

@@ -2,6 +2,7 @@
 //! What the operator and the environment can do wrong. What a peer does wrong is
 //! [`ProtocolError`](crate::protocol::ProtocolError).
 
+use std::fmt;
 use std::io;
 
 /// A setting that makes no sense. Nothing has been started.
@@ -32,15 +33,22 @@ pub enum ConfigError {
     /// No address, and no network.
     #[error("not a network: {0:?} (wanted 10.0.0.0/8 or an address)")]
     Network(String),
-    /// No pattern of origins.
-    #[error("not a pattern of origins: {0:?} (wanted [SCHEME://][*.]HOST[:PORT])")]
+    /// A pattern of origins that matches nothing.
+    #[error(
+        "not a pattern of origins: {0:?} (wanted [SCHEME://][*.]HOST[:PORT], SCHEME:// or null)"
+    )]
     Origin(String),
     /// A route's pattern, and what is wrong with it.
     #[error("not a route: {0:?}: {1}")]
     Route(String, String),
     /// A proxy's URL.
-    #[error("not a proxy: {0:?} (wanted http://, socks5:// or socks5h://)")]
-    Proxy(String),
+    #[error("not a proxy: {url:?}: {why}")]
+    Proxy {
+        /// The text, without its user information.
+        url: String,
+        /// Fault.
+        why: &'static str,
+    },
     /// A name that no server certificate can be for.
     #[error("TLS: {0}")]
     ServerName(String),
@@ -78,6 +86,15 @@ pub enum Error {
     /// A setting.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An address that cannot be listened on.
+    #[error("bind {address}: {error}")]
+    Bind {
+        /// Address, as [`Address`](crate::Address) prints it.
+        address: String,
+        /// Cause.
+        #[source]
+        error: io::Error,
+    },
     /// The operating system.
     #[error("{operation}: {error}")]
     Io {
@@ -90,6 +107,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the address that cannot be listened on.
+    pub(crate) fn bind(address: &impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        let address = address.to_string();
+        move |error| Self::Bind { address, error }
+    }
+
     /// Names the operation that failed.
     pub(crate) fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Io { operation, error }

@@ -843,7 +843,7 @@ fn socks5_proxy_with_names_and_credentials() {
             stream.read_exact(&mut bytes).expect("a request");
             bytes
         };
-        assert_eq!(read(3), [5, 1, 2]);
+        assert_eq!(read(4), [5, 2, 0, 2]);
         let mut replies = stream.try_clone().expect("fd");
         replies.write_all(&[5, 2]).expect("sent");
         let mut read = |len: usize| {
@@ -864,6 +864,33 @@ fn socks5_proxy_with_names_and_credentials() {
     let url = format!("wss://localhost:{}/", target.port());
     let connect = Connect::new(&url).expect("a URL").tls(client_tls().clone());
     let proxy = builder(connect).proxy(&format!("socks5h://user:p%3Ass@{address}"));
+    echoes(&mut proxy.expect("a proxy").connect().expect("it opens"));
+    thread.join().expect("no panic");
+    end(server);
+}
+
+/// A proxy that knows its clients by their addresses chooses no authentication, whatever the
+/// client could offer.
+#[test]
+fn socks5_proxy_that_wants_no_credentials_gets_none() {
+    let server = serve(false);
+    let target = address(&server);
+    let (address, thread) = proxy(move |mut stream| {
+        let mut greeting = [0; 4];
+        stream.read_exact(&mut greeting).expect("a greeting");
+        assert_eq!(greeting, [5, 2, 0, 2]);
+        stream.write_all(&[5, 0]).expect("sent");
+        let mut request = [0; 10];
+        stream.read_exact(&mut request).expect("a request");
+        assert_eq!(request[..8], [5, 1, 0, 1, 127, 0, 0, 1]);
+        stream
+            .write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0])
+            .expect("sent");
+        relay(stream, TcpStream::connect(target).expect("it listens"));
+    });
+    let url = format!("ws://127.0.0.1:{}/", target.port());
+    let proxy = builder(Connect::new(&url).expect("a URL"));
+    let proxy = proxy.proxy(&format!("socks5://user:secret@{address}"));
     echoes(&mut proxy.expect("a proxy").connect().expect("it opens"));
     thread.join().expect("no panic");
     end(server);

@@ -31,6 +31,7 @@ client_cases!(
     hdr_grow,
     hdr_count,
     hdr_upgrade,
+    greeting_that_is_no_http_ends_the_handshake,
     refused_upgrade_says_status_and_head,
     interim_responses_are_skipped,
     frames_together_with_the_handshake,
@@ -198,7 +199,7 @@ fn hdr_grow(world: World) {
     let mut link = client.dial();
     link.read_head();
     let mut head = b"HTTP/1.1 101 Switching Protocols\r\nX: ".to_vec();
-    head.resize(8 * 1024 + 1, b'x');
+    head.resize(Limits::default().head_len_max + 1, b'x');
     for bytes in head.chunks(16) {
         if !link.try_send(bytes) {
             break;
@@ -253,7 +254,42 @@ fn hdr_upgrade(world: World) {
     let extended = |a: String| a.replacen("\r\n", "\r\nSec-WebSocket-Extensions: a\r\n", 1);
     check(&extended, "extension");
     check(&|_| "HTTP/1.1 101\u{1}\r\n\r\n".to_owned(), "malformed");
-    check(&|_| "SSH-2.0-OpenSSH\r\n\r\n".to_owned(), "malformed");
+    check(&|_| "SSH-2.0-OpenSSH\r\n\r\n".to_owned(), "not an HTTP");
+}
+
+/// Other protocols greet first, and then wait for the client.
+fn greeting_that_is_no_http_ends_the_handshake(world: World) {
+    let lf = "HTTP/1.1 101 Switching Protocols\nUpgrade: websocket\n\n";
+    for (greeting, want) in [
+        ("SSH-2.0-OpenSSH_9.6\r\n", "not an HTTP"),
+        ("220 mail.example ESMTP\r\n", "not an HTTP"),
+        ("HTTP/2.0 200\r\n\r\n", "not an HTTP"),
+        ("\u{5}\u{0}", "not an HTTP"),
+        (lf, "malformed"),
+    ] {
+        for cut in 0..=1 {
+            let client = world.start(Probe::echo());
+            let mut link = client.dial();
+            link.read_head();
+            link.send(&greeting.as_bytes()[..cut]);
+            link.try_send(&greeting.as_bytes()[cut..]);
+            let got = not_opened(&client);
+            assert!(got.contains(want), "{greeting:?}: {got}");
+        }
+    }
+    // An upgrade is one of HTTP/1.1 (RFC 9110 §7.8); a refusal may be older.
+    for (version, status, want) in [
+        ("HTTP/1.0", "101 Switching Protocols", "HTTP version"),
+        ("HTTP/1.0", "403 Forbidden", "403"),
+    ] {
+        let client = world.start(Probe::echo());
+        let mut link = client.dial();
+        let answer = accept_of(&link.read_head(), "Content-Length: 0\r\n");
+        let answer = answer.replace("HTTP/1.1", version);
+        link.send(answer.replace("101 Switching Protocols", status).as_bytes());
+        let got = not_opened(&client);
+        assert!(got.contains(want), "{version} {status}: {got}");
+    }
 }
 
 fn refused_upgrade_says_status_and_head(world: World) {

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use sockeye::BackendChoice;
 use sockeye::ConfigError;
 use sockeye::Deferred;
 use sockeye::Error;
@@ -577,6 +578,60 @@ fn accept_rate_is_limited() {
         if world.is_sim() {
             assert_eq!(served, 3);
             server.open();
+        }
+    }
+}
+
+/// `[::]` is IPv6 alone unless it is asked to be both; then IPv4 clients are IPv4 clients, to
+/// trusted networks and limits per address as well.
+#[test]
+fn dual_stack_takes_both_and_is_off_by_default() {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+    for backend in [BackendChoice::Poll, BackendChoice::Uring] {
+        if backend == BackendChoice::Uring && !support::uring_works() {
+            continue;
+        }
+        for dual_stack in [false, true] {
+            let server = Server::builder()
+                .on_message(|conn, _| {
+                    let peer = conn.peer_addr().expect("it is open").to_string();
+                    conn.send(&peer);
+                })
+                .backend(backend)
+                .threads(2)
+                .connections_per_address_max(1)
+                .dual_stack(dual_stack)
+                .bind("[::]:0");
+            let Ok(server) = server else {
+                println!("SKIPPED: no IPv6 here");
+                return;
+            };
+            let server = server.spawn().expect("it starts");
+            let port = server.local_addr().ip().expect("TCP").port();
+            let v6 = TcpStream::connect((Ipv6Addr::LOCALHOST, port)).expect("IPv6 is served");
+            let v4 = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+            assert_eq!(v4.is_ok(), dual_stack, "{backend:?}");
+            let mut open = Vec::new();
+            for (stream, prefix) in [(Some(v6), "[::1]:"), (v4.ok(), "127.0.0.1:")] {
+                let Some(stream) = stream else { continue };
+                let connect = sockeye::Connect::new("ws://localhost/").expect("a URL");
+                let client = sockeye::client::Builder::new(connect);
+                let mut ws = client.handshake(stream).expect("it opens");
+                ws.write_message("who am I?").expect("it is open");
+                let peer = ws.read_message().expect("an answer");
+                let peer = peer.as_str().expect("text");
+                assert!(peer.starts_with(prefix), "{backend:?} {peer}");
+                open.push(ws);
+            }
+            if dual_stack {
+                // The limit per address is that of the IPv4 address.
+                let mut third = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("listening");
+                let mut byte = [0];
+                let read = std::io::Read::read(&mut third, &mut byte);
+                assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+            }
+            server.shutdown();
+            server.join().expect("it ends");
         }
     }
 }

@@ -360,8 +360,11 @@ impl Drop for ChildServer {
     }
 }
 
+/// Length of the answer that accepts an upgrade.
+const ACCEPT_LEN: usize = 166;
+
 fn expect_upgraded(stream: &mut TcpStream) {
-    let mut head = [0; 129];
+    let mut head = [0; ACCEPT_LEN];
     stream.read_exact(&mut head).expect("an answer");
     let head = String::from_utf8_lossy(&head);
     assert!(
@@ -588,7 +591,7 @@ fn resource_direct_descriptors_span_rings() {
     // What was given back may take the server a moment to notice: until then it refuses.
     while streams.len() < count / 2 + again {
         let mut stream = server.connect(streams.len());
-        let mut head = [0; 129];
+        let mut head = [0; ACCEPT_LEN];
         if stream.write_all(REQUEST).is_ok() && stream.read_exact(&mut head).is_ok() {
             streams.push(stream);
         }

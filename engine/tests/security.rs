@@ -52,6 +52,11 @@ cases!(
     rsv,
     origin,
     smuggle,
+    zero_length,
+    zero_length_absolute_form,
+    head_gets_no_body,
+    bare_lf,
+    answers_have_a_date,
     split,
     subproto,
     utf8,
@@ -201,38 +206,37 @@ fn hdr_grow(world: World) {
     let mut head = b"GET / HTTP/1.1\r\nHost: a\r\nX: ".to_vec();
     head.resize(64 * 1024, b'x');
     let mut link = server.connect();
-    for bytes in head[..8 * 1024].chunks(if world.is_sim() { 1 } else { 16 }) {
+    let len_max = Limits::default().head_len_max;
+    for bytes in head[..len_max].chunks(if world.is_sim() { 1 } else { 16 }) {
         link.send(bytes);
     }
     assert_eq!(link.read_status(), 431);
 
-    // The same in a long request line.
+    // The same in the request line alone.
     let mut link = server.connect();
-    link.send(format!("GET /{}", "a".repeat(9_000)).as_bytes());
+    link.send(format!("GET /{}", "a".repeat(len_max)).as_bytes());
     assert_eq!(link.read_status(), 414);
 
-    let mut link = server.connect();
-    let target = "a".repeat(2048);
-    link.send(
-        REQUEST
-            .replace("GET /", &format!("GET /{target}"))
-            .as_bytes(),
-    );
-    assert_eq!(link.read_status(), 414);
-    let mut link = server.connect();
-    let target = "a".repeat(2047);
-    link.send(
-        REQUEST
-            .replace("GET /", &format!("GET /{target}"))
-            .as_bytes(),
-    );
-    assert_eq!(link.read_status(), 101);
+    // What clients send: tokens of some KiB in the target, in cookies, in subprotocols.
+    let token = "t".repeat(9 * 1024);
+    for request in [
+        REQUEST.replace("GET /", &format!("GET /?token={token}")),
+        request_with(&format!("Cookie: a={token}")),
+        request_with(&format!("Sec-WebSocket-Protocol: chat, bearer.{token}")),
+    ] {
+        let mut link = server.connect();
+        link.send(request.as_bytes());
+        assert_eq!(link.read_status(), 101);
+    }
 
     // Exactly at the limit, in two pieces wherever it is cut.
-    let filler = 8 * 1024 - request_with("X: ").len();
+    let filler = len_max - request_with("X: ").len();
     let request = request_with(&format!("X: {}", "x".repeat(filler)));
-    assert_eq!(request.len(), 8 * 1024);
-    for cut in [1, 4, 15, 16, 17, 4096, 8188, 8189, 8190, 8191] {
+    assert_eq!(request.len(), len_max);
+    for cut in [1, 4, 15, 16, 17, 4096]
+        .into_iter()
+        .chain(len_max - 4..len_max)
+    {
         let mut link = server.connect();
         link.send(&request.as_bytes()[..cut]);
         link.send(&request.as_bytes()[cut..]);
@@ -757,6 +761,32 @@ fn origin(world: World) {
     };
     let server = world.start_with(settings, Probe::echo());
     check(&server, "Origin: http://evil.com", 101);
+
+    // What has no site to come from: apps, extensions, devices, local files.
+    let origins = [
+        "null",
+        "file://",
+        "capacitor://localhost",
+        "chrome-extension://fmkadmapgofadopljbjfkapdkoienihi",
+        "ws://device.local",
+    ];
+    let settings = Settings {
+        base: Route::default().origins(sockeye::OriginPolicy::list(origins)),
+        ..Settings::default()
+    };
+    let server = world.start_with(settings, Probe::echo());
+    for origin in origins {
+        check(&server, &format!("Origin: {origin}"), 101);
+    }
+    for bad in [
+        "file://a",
+        "capacitor://a",
+        "chrome-extension://a",
+        "ws://a",
+        "NULL",
+    ] {
+        check(&server, &format!("Origin: {bad}"), 403);
+    }
 }
 
 fn smuggle(world: World) {
@@ -779,14 +809,17 @@ fn smuggle(world: World) {
 
     for body in [
         "Content-Length: 5",
-        "Content-Length: 0",
+        "Content-Length:",
+        "Content-Length: +0",
+        "Content-Length: 0x0",
+        "Content-Length: 0, 0",
+        "Content-Length: 0\r\nContent-Length: 0",
+        "Content-Length: 0\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked",
     ] {
         let mut link = server.connect();
         link.send(request_with(body).as_bytes());
         assert_eq!(link.read_status(), 400, "{body}");
-    }
-    for body in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
         let mut link = server.connect();
         link.send(format!("GET /page HTTP/1.1\r\nHost: a\r\n{body}\r\n\r\n12345").as_bytes());
         assert_eq!(link.read_status(), 400, "{body}");
@@ -807,6 +840,182 @@ fn smuggle(world: World) {
     assert_eq!(link.read_status(), 101);
     link.expect_text("early");
     link.expect_text("bird");
+}
+
+/// An explicit length of zero is no body (RFC 9110 §8.6): clients and proxies send it with every
+/// request.
+fn zero_length(world: World) {
+    let server = world.start(Probe::echo());
+    for length in [
+        "Content-Length: 0",
+        "content-length:0",
+        "Content-Length: 00 ",
+    ] {
+        let request = request_with(length);
+        let early = frame(Opcode::Text, b"early");
+        let bytes = [request.as_bytes(), &early].concat();
+        let step = if world.is_sim() { 1 } else { 40 };
+        for cut in (0..bytes.len()).step_by(step) {
+            let mut link = server.connect();
+            link.send(&bytes[..cut]);
+            link.send(&bytes[cut..]);
+            assert_eq!(link.read_status(), 101, "{length} {cut}");
+            link.expect_text("early");
+        }
+    }
+    let mut link = server.connect();
+    link.send(b"GET /page HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(link.read_status(), 200);
+}
+
+/// A target in absolute form is that of its path, and its host is the one that counts, for the
+/// origin as well (RFC 9112 §3.2.2).
+fn zero_length_absolute_form(world: World) {
+    let settings = Settings {
+        routes: vec![("/chat/{room}", Route::default())],
+        health_path: Some("/health"),
+        metrics_path: Some("/metrics"),
+        ..Settings::default()
+    };
+    let mut probe = Probe::echo();
+    probe.on_upgrade = Arc::new(|request| {
+        assert_eq!(request.param("room").as_deref(), Some("7"));
+        assert_eq!(request.request().path(), "/chat/7");
+        assert_eq!(request.request().query(), Some("a=b"));
+        Upgrade::accept(Data::default())
+    });
+    let server = world.start_with(settings, probe);
+    let status = |request: &str| {
+        let mut link = server.connect();
+        link.send(request.as_bytes());
+        link.read_status()
+    };
+    for (target, want) in [
+        ("http://a/health", 200),
+        ("https://a:8443/health?x", 200),
+        ("HTTP://a/metrics", 200),
+        ("http://u@a/health", 400),
+        ("http://a:+80/health", 400),
+        ("http://[a]/health", 400),
+        ("ftp://a/health", 400),
+        ("/h\u{e9}alth", 400),
+    ] {
+        let got = status(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(got, want, "{target}");
+    }
+    // Host must be there once all the same (RFC 9112 §3.2).
+    assert_eq!(status("GET http://a/health HTTP/1.1\r\n\r\n"), 400);
+    for bad in ["", "a b", "a:x", "a:+80", "[]", "[a]", "u@a"] {
+        let host = match bad {
+            "" => "Host: a\r\nHost: a".to_owned(),
+            _ => format!("Host: {bad}"),
+        };
+        let got = status(&format!("GET /health HTTP/1.1\r\n{host}\r\n\r\n"));
+        assert_eq!(got, 400, "{host}");
+        let upgrade = REQUEST.replace("Host: example.com", &host);
+        let got = status(&upgrade.replace("GET /", "GET /chat/7?a=b"));
+        assert_eq!(got, 400, "{host}");
+    }
+
+    let upgrade = |target: &str, origin: &str| {
+        let request = request_with(&format!("Origin: {origin}"));
+        status(&request.replace("GET /", &format!("GET {target}")))
+    };
+    let own = "http://example.com";
+    assert_eq!(upgrade("http://example.com/chat/7?a=b", own), 101);
+    assert_eq!(upgrade("ws://example.com/chat/7?a=b", own), 101);
+    assert_eq!(upgrade("http://example.com/none", own), 404);
+    // The request's Host is example.com.
+    assert_eq!(upgrade("http://a.test/chat/7?a=b", own), 403);
+    assert_eq!(upgrade("http://a.test/chat/7?a=b", "http://a.test"), 101);
+    assert_eq!(upgrade("http://a.test:81/chat/7?a=b", "http://a.test"), 403);
+}
+
+/// HEAD is answered as GET would be, without the body (RFC 9110 §9.3.2), whatever the answer.
+fn head_gets_no_body(world: World) {
+    let settings = Settings {
+        health_path: Some("/health"),
+        ..Settings::default()
+    };
+    let server = world.start_with(settings, Probe::echo());
+    let upgrade = REQUEST.replace("GET ", "HEAD ");
+    let long = "x".repeat(64 * 1024);
+    let host = "HTTP/1.1\r\nHost: a\r\n";
+    for (request, want) in [
+        (format!("HEAD /page {host}\r\n"), 200),
+        (format!("\r\nHEAD /page {host}\r\n"), 200),
+        (format!("HEAD /health {host}\r\n"), 200),
+        (upgrade.clone(), 405),
+        (upgrade.replace("Version: 13", "Version: 7"), 405),
+        (format!("HEAD /page {host}Content-Length: 5\r\n\r\n"), 400),
+        ("HEAD /page HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("HEAD /page HTTP/2.0\r\n\r\n".to_owned(), 400),
+        ("HEAD /page HTTP/1.1\nHost: a\n\n".to_owned(), 400),
+        (
+            format!("HEAD /page {host}{}\r\n", "X: y\r\n".repeat(65)),
+            431,
+        ),
+        (format!("HEAD /page {host}X: {long}"), 431),
+        (format!("HEAD /{long}"), 414),
+    ] {
+        let begin = &request[..request.len().min(60)];
+        let mut link = server.connect();
+        link.try_send(request.as_bytes());
+        let head = link.read_head();
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {want} ")),
+            "{begin:?}: {head}"
+        );
+        assert!(head.contains("\r\nContent-Length: "), "{begin:?}: {head}");
+        assert_eq!(link.read_to_end(), b"", "{begin:?}");
+    }
+    // A client without TLS on a port that has it.
+    if world.is_tls() {
+        let mut link = server.connect_raw();
+        link.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answer = String::from_utf8(link.read_to_end_or_reset()).expect("ASCII");
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+}
+
+/// A line that ends with LF alone is refused as soon as it is there: the head never ends for this
+/// endpoint, and nobody should wait for that.
+fn bare_lf(world: World) {
+    let server = world.start(Probe::echo());
+    let lf = REQUEST.replace("\r\n", "\n");
+    let mixed = REQUEST.replacen("\r\nUpgrade", "\nUpgrade", 1);
+    for request in [&lf[..], &mixed[..mixed.len() - 4], "GET / HTTP/1.1\n"] {
+        let step = if world.is_sim() { 1 } else { 20 };
+        for cut in (0..request.len()).step_by(step) {
+            let mut link = server.connect();
+            link.send(&request.as_bytes()[..cut]);
+            // It may have been refused before.
+            link.try_send(&request.as_bytes()[cut..]);
+            assert_eq!(link.read_status(), 400, "{request:?} {cut}");
+        }
+    }
+    assert_eq!(server.log().all(), []);
+}
+
+/// RFC 9110 §6.6.1: every answer says when it was made.
+fn answers_have_a_date(world: World) {
+    let server = world.start(Probe::echo());
+    let page = "GET /page HTTP/1.1\r\nHost: a\r\n\r\n".to_owned();
+    let bad = REQUEST.replace("Version: 13", "Version: 7");
+    for request in [REQUEST.to_owned(), page, bad, "nonsense\r\n\r\n".to_owned()] {
+        let mut link = server.connect();
+        link.send(request.as_bytes());
+        let head = link.read_head();
+        let dates: Vec<&str> = head.lines().filter(|l| l.starts_with("Date: ")).collect();
+        let [date] = dates[..] else {
+            panic!("{head}");
+        };
+        // Sun, 06 Nov 1994 08:49:37 GMT (RFC 9110 §5.6.7).
+        assert_eq!(date.len(), "Date: ".len() + 29, "{date}");
+        let year = if world.is_sim() { " 1970 " } else { " 20" };
+        assert!(date.contains(year) && date.ends_with(" GMT"), "{date}");
+    }
 }
 
 fn split(world: World) {

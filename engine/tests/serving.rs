@@ -407,9 +407,13 @@ fn bad_settings_are_errors_before_anything_starts() {
     let bind = |address: &str| error(Server::builder().bind(address).map(drop));
     assert!(bind("nonsense").contains("not an address"));
     assert!(bind("unix:").contains("not an address"));
-    assert!(bind("192.0.2.1:1").starts_with("bind: "));
+    assert!(bind("192.0.2.1:1").starts_with("bind 192.0.2.1:1: "));
+    assert!(bind("127.0.0.1:+80").contains("not an address"));
+    let path = "unix:/nonexistent/socket";
+    assert!(bind(path).starts_with(&format!("bind {path}: ")));
     let first = Server::builder().bind("127.0.0.1:0").expect("a free port");
-    assert!(bind(&first.local_addr().to_string()).starts_with("bind: "));
+    let address = first.local_addr().to_string();
+    assert!(bind(&address).starts_with(&format!("bind {address}: ")));
     let text = error(Server::builder().threads(0).bind("127.0.0.1:0").map(drop));
     assert!(text.contains("threads"), "{text}");
     let names = Server::builder().subprotocols(["a b"]);

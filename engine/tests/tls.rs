@@ -823,6 +823,23 @@ fn settings_that_make_no_sense_are_clear_errors() {
     let own = authority().issue(&["localhost"]);
     let no_key = ServerTls::builder().certificate_pem(own.chain.as_bytes(), b"nothing");
     assert!(text(no_key.build().expect_err("no key")).contains("no private key"));
+    let key_alone = ServerTls::builder().certificate_pem(own.key.as_bytes(), own.key.as_bytes());
+    let key_alone = text(key_alone.build().expect_err("no certificate"));
+    assert!(key_alone.contains("no certificate"), "{key_alone}");
+    assert!(key_alone.contains("PRIVATE KEY"), "{key_alone}");
+    let text_alone = ClientTls::builder().roots_pem(b"nothing").build();
+    let text_alone = text(text_alone.expect_err("no certificate"));
+    assert!(text_alone.contains("it is not PEM text"), "{text_alone}");
+    // An encrypted key, as PKCS #8 and as OpenSSL had it before.
+    for encrypted in [
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n\
+         AAAA\n-----END RSA PRIVATE KEY-----\n",
+    ] {
+        let tls = ServerTls::builder().certificate_pem(own.chain.as_bytes(), encrypted.as_bytes());
+        let error = text(tls.build().expect_err("it is encrypted"));
+        assert!(error.contains("is encrypted"), "{error}");
+    }
     let given = ServerTls::from_config(server_tls().config()).expect("it can be used");
     assert!(matches!(given.reload(), Err(TlsError::NotReloadable)));
     let roots = ClientTls::from_roots_file("/nonexistent.pem");

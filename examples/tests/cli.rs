@@ -104,8 +104,12 @@ impl Running {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).expect("sent");
-        let mut head = [0; 129];
-        stream.read_exact(&mut head).expect("an answer");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("an answer");
+            head.extend(byte);
+        }
         assert!(head.starts_with(b"HTTP/1.1 101 "));
         stream
     }
@@ -327,6 +331,55 @@ fn killed_server_starts_again_on_its_port() {
             hear(&mut stream, "again");
         }
     }
+}
+
+/// The examples install a logger, and the engine says at debug level why it refuses a handshake.
+#[test]
+fn refused_handshakes_are_logged() {
+    let mut command = Command::new(program("drain"));
+    command
+        .env("RUST_LOG", "sockeye=debug")
+        .stderr(Stdio::piped());
+    let mut running = Running::start_command(command, &[]);
+    for (header, want) in [
+        ("Origin: http://evil.test\r\n", "403"),
+        // A character that turns the direction of writing round.
+        ("Origin: http://\u{202e}.test\r\n", "403"),
+        ("Content-Length: 5\r\n", "400"),
+    ] {
+        assert_eq!(status(&running, "/", header), want, "{header}");
+    }
+    running.process.kill().expect("it runs");
+    let mut log = String::new();
+    let mut errors = running.process.stderr.take().expect("it is piped");
+    errors.read_to_string(&mut log).expect("text");
+    let origin =
+        "refusing a handshake with 403: origin not allowed; Origin: http://evil.test; Host: h";
+    assert!(log.contains(origin), "{log}");
+    let length = "refusing a handshake with 400: upgrade with a body; Content-Length: 5";
+    assert!(log.contains(length), "{log}");
+    assert!(!log.contains('\u{202e}'), "{log}");
+}
+
+/// The chat lets its guests go as `drain` does.
+#[test]
+fn chat_drains_on_sigterm() {
+    let mut running = Running::start("chat", &[]);
+    let mut stream = running.upgrade("/chat");
+    say(&mut stream, "guest");
+    hear(&mut stream, "* guest is here");
+    let id = running.process.id().to_string();
+    let kill = Command::new("kill").args(["-TERM", &id]).status();
+    assert!(kill.expect("a shell tool").success());
+    let mut frame = [0; 14];
+    stream.read_exact(&mut frame).expect("a Close frame");
+    assert_eq!(frame[..4], [0x88, 12, 3, 0xF4]);
+    stream
+        .write_all(&[0x88, 0x82, 0, 0, 0, 0, 3, 0xF4])
+        .expect("sent");
+    drop(stream);
+    let status = running.process.wait().expect("it ends");
+    assert!(status.success(), "{status}");
 }
 
 /// SIGTERM: no more WebSockets are opened, those there are get a Close frame, and the process

@@ -73,6 +73,9 @@ impl<S: Read + Write> WebSocket<S> {
             let unread = self.unread();
             match http1::head_len(unread, searched) {
                 Some(len) if len <= limits.head_len_max => break len,
+                None if http1::has_bare_lf(unread, searched) || !http1::may_be_response(unread) => {
+                    return Err(ResponseError::not_a_head(unread).into());
+                }
                 None if unread.len() < limits.head_len_max => searched = unread.len(),
                 _ => return Err(ResponseError::TooLong.into()),
             }
@@ -80,8 +83,9 @@ impl<S: Read + Write> WebSocket<S> {
         };
         let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
         let storage = &mut storage[..limits.header_count_max];
-        let head = ResponseHead::parse(&self.unread()[..len], storage);
-        let head = head.ok_or(ResponseError::Malformed)?;
+        let head = &self.unread()[..len];
+        let not_a_head = ResponseError::not_a_head(head);
+        let head = ResponseHead::parse(head, storage).ok_or(not_a_head)?;
         Ok((head.status, len))
     }
 

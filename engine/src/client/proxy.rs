@@ -14,6 +14,8 @@ use percent_encoding::percent_decode_str;
 
 use crate::connect::Connect;
 use crate::connect::basic_authorization;
+use crate::connect::check_ascii;
+use crate::connect::split_authority;
 use crate::connect::without_userinfo;
 use crate::error::ConfigError;
 use crate::http1;
@@ -58,32 +60,33 @@ impl std::fmt::Debug for Proxy {
 
 impl Proxy {
     pub(super) fn parse(url: &str) -> Result<Self, ConfigError> {
-        let bad = || ConfigError::Proxy(without_userinfo(url));
-        let uri: http::Uri = url.parse().map_err(|_| bad())?;
-        let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
-        let (kind, own_port) = match &scheme[..] {
-            "http" => (Kind::Http, 80),
-            "socks5" => (
-                Kind::Socks5 {
-                    remote_names: false,
-                },
-                1080,
-            ),
-            "socks5h" => (Kind::Socks5 { remote_names: true }, 1080),
-            _ => return Err(bad()),
+        let (kind, own_port, uri) = Self::parse_kind(url).map_err(|why| bad(url, why))?;
+        let (userinfo, authority) = split_authority(&uri).map_err(|why| bad(url, why))?;
+        let host = String::from_utf8_lossy(authority.bare_host()).into_owned();
+        let port = match authority.port {
+            Some(0) => return Err(bad(url, "port 0")),
+            port => port.unwrap_or(own_port),
         };
-        let authority = uri.authority().ok_or_else(bad)?;
-        let host = authority.host().trim_matches(['[', ']']);
-        if host.is_empty() {
-            return Err(bad());
-        }
-        let userinfo = authority.as_str().rsplit_once('@');
         Ok(Self {
             kind,
-            host: host.to_owned(),
-            port: authority.port_u16().unwrap_or(own_port),
-            userinfo: userinfo.map(|(userinfo, _)| userinfo.to_owned()),
+            host,
+            port,
+            userinfo: userinfo.map(str::to_owned),
         })
+    }
+
+    fn parse_kind(url: &str) -> Result<(Kind, u16, http::Uri), &'static str> {
+        check_ascii(url)?;
+        let uri: http::Uri = url.parse().map_err(|_| "not a URL")?;
+        let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
+        let socks = |remote_names| Kind::Socks5 { remote_names };
+        let (kind, own_port) = match &scheme[..] {
+            "http" => (Kind::Http, 80),
+            "socks5" => (socks(false), 1080),
+            "socks5h" => (socks(true), 1080),
+            _ => return Err("the scheme is not http, socks5 or socks5h"),
+        };
+        Ok((kind, own_port, uri))
     }
 
     /// The proxy that the variables name for this connection.
@@ -154,6 +157,9 @@ impl Proxy {
             let mut byte = [0];
             stream.read_exact(&mut byte)?;
             head.push(byte[0]);
+            if http1::has_bare_lf(&head, head.len() - 1) || !http1::may_be_response(&head) {
+                return Err(Error::Proxy("its answer is not HTTP".to_owned()));
+            }
             if head.len() > HEAD_LEN_MAX {
                 return Err(Error::Proxy("its answer is too long".to_owned()));
             }
@@ -178,19 +184,22 @@ impl Proxy {
     ) -> Result<(), Error> {
         const NO_AUTHENTICATION: u8 = 0;
         const PASSWORD: u8 = 2;
-        let method = if self.userinfo.is_some() {
-            PASSWORD
-        } else {
-            NO_AUTHENTICATION
+        // A proxy that knows its clients by their addresses wants no password.
+        let methods: &[u8] = match self.userinfo {
+            Some(_) => &[5, 2, NO_AUTHENTICATION, PASSWORD],
+            None => &[5, 1, NO_AUTHENTICATION],
         };
-        stream.write_all(&[5, 1, method])?;
+        stream.write_all(methods)?;
         let mut chosen = [0; 2];
         stream.read_exact(&mut chosen)?;
-        if chosen != [5, method] {
-            let what = "it speaks no SOCKS5, or wants other credentials";
-            return Err(Error::Proxy(what.to_owned()));
+        let [version, method] = chosen;
+        if version != 5 {
+            return Err(Error::Proxy("it speaks no SOCKS5".to_owned()));
         }
-        if let Some(userinfo) = &self.userinfo {
+        if !methods[2..].contains(&method) {
+            return Err(Error::Proxy("it wants other credentials".to_owned()));
+        }
+        if let Some(userinfo) = self.userinfo.as_ref().filter(|_| method == PASSWORD) {
             let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
             let mut request = vec![1];
             for part in [user, password] {
@@ -228,6 +237,11 @@ impl Proxy {
         stream.read_exact(&mut bound)?;
         Ok(())
     }
+}
+
+fn bad(url: &str, why: &'static str) -> ConfigError {
+    let url = without_userinfo(url);
+    ConfigError::Proxy { url, why }
 }
 
 /// Type and address (RFC 1928 §5).
@@ -311,7 +325,22 @@ mod tests {
         assert!(!format!("{http:?}").contains("u:p"));
         let socks = Proxy::parse("socks5h://[::1]").expect("a proxy");
         assert_eq!((&socks.host[..], socks.port), ("::1", 1080));
-        for bad in ["", "a", "https://a", "http://", "socks4://a"] {
+        for bad in [
+            "",
+            "a",
+            "https://a",
+            "http://",
+            "socks4://a",
+            "http://a:99999",
+            "http://a:+7001",
+            "http://a:x",
+            "http://a:",
+            "http://a:0",
+            "socks5://[]",
+            "socks5h://[localhost]:1",
+            "http://u:p@",
+            "http://\u{fc}",
+        ] {
             assert!(Proxy::parse(bad).is_err(), "{bad:?}");
         }
         let error = Proxy::parse("ftp://u:secret@a").expect_err("not a proxy");

@@ -20,12 +20,11 @@ pub struct Limits {
     pub inflate_ratio_max: u32,
     /// Most frames of one message; more is answered with 1008. Default 1,024.
     pub fragment_count_max: u32,
-    /// Longest request head in bytes; more is answered with 431. Default 8 KiB.
+    /// Longest request head in bytes; more is answered with 431, or with 414 where the request line
+    /// alone is longer. Default 16 KiB.
     pub head_len_max: usize,
     /// Most headers of a request; more is answered with 431. Default 64, at most 128.
     pub header_count_max: usize,
-    /// Longest request target in bytes; more is answered with 414. Default 2 KiB.
-    pub uri_len_max: usize,
     /// Most bytes of output that may wait for one connection. A message that does not fit is
     /// refused whole. Pongs and the Close frame have [`CONTROL_RESERVE`] bytes more. Default
     /// 64 KiB and the longest frame header, so that the longest default message can be echoed.
@@ -77,7 +76,7 @@ pub struct Limits {
 pub const CONTROL_RESERVE: usize = 1024;
 
 /// Requests of a thread whose answers may be deferred at once, if nothing else is said: each
-/// holds its head, 8 KiB at most.
+/// holds its head, 16 KiB at most.
 pub const DEFERRED_MAX: usize = 1024;
 
 /// Memory of a thread for output that peers have not taken, if nothing else is said: 256 MiB,
@@ -99,9 +98,8 @@ impl Default for Limits {
             message_len_max: 64 * 1024,
             inflate_ratio_max: 100,
             fragment_count_max: 1024,
-            head_len_max: 8 * 1024,
+            head_len_max: 16 * 1024,
             header_count_max: 64,
-            uri_len_max: 2 * 1024,
             output_len_max: 64 * 1024 + FRAME_HEADER_LEN_MAX,
             output_low_water: 16 * 1024,
             hold_len_max: 64 * 1024,
@@ -147,7 +145,6 @@ impl Limits {
         check(self.header_count_max > 0, "header_count_max is zero")?;
         let fits = self.header_count_max <= HEADER_COUNT_MAX;
         check(fits, "header_count_max is over 128")?;
-        check(self.uri_len_max > 0, "uri_len_max is zero")?;
         check(self.output_len_max >= 128, "output_len_max is below 128")?;
         let fits = self.output_low_water < self.output_len_max;
         check(fits, "output_low_water is not below output_len_max")?;
@@ -192,7 +189,6 @@ mod tests {
         check(|l| l.head_len_max = (1 << 20) + 1, "head_len_max");
         check(|l| l.header_count_max = 0, "header_count_max");
         check(|l| l.header_count_max = 129, "header_count_max");
-        check(|l| l.uri_len_max = 0, "uri_len_max");
         check(|l| l.output_len_max = 127, "output_len_max");
         check(
             |l| l.output_low_water = l.output_len_max,

@@ -216,8 +216,10 @@ pub enum OriginPolicy {
     #[default]
     SameHost,
     /// Pages of the same host, and of origins that a pattern matches: `https://example.com`,
-    /// `https://*.example.com:8443`, `*.example.com` (any scheme; the port is the scheme's).
-    /// `*.` stands for one label or more.
+    /// `https://*.example.com:8443`, `*.example.com` (`http` and `https`; the port is the scheme's).
+    /// `*.` stands for one label or more. Apps and extensions have schemes of their own:
+    /// `capacitor://localhost`, `chrome-extension://ID`, `file://`. `null` stands for sandboxed pages
+    /// and local files, of any site.
     List(Vec<String>),
     /// Requests that the function accepts.
     Fn(OriginFn),

@@ -62,15 +62,18 @@ impl Agreed {
                 value: value.as_bytes(),
             })
             .collect();
+        let uri = request.uri();
+        // A target in absolute form: its host counts.
+        let absolute = uri.authority().map(|_| uri.to_string());
+        let target = absolute.as_deref();
+        let target = target.or_else(|| Some(uri.path_and_query()?.as_str()));
         let head = Request::from_parts(
             request.method().as_str(),
-            request
-                .uri()
-                .path_and_query()
-                .map_or("/", |path| path.as_str()),
+            target.unwrap_or("/"),
             is_http_1_1.into(),
             &headers,
         );
+        let head = head.map_err(|_| to_http(&Response::text(400)))?;
         let checked = UpgradeRequest::check(head).map_err(|error| to_http(&refusal(error)))?;
         if !is_origin_allowed(&head, &route.origins) {
             return Err(to_http(&Response::text(403)));

@@ -250,7 +250,7 @@ impl<D> Conn<D> {
             }
             Phase::Handshake => {
                 self.clear_partial(env);
-                self.respond(Response::text(500), false, env);
+                self.respond(Response::text(500), env);
             }
             Phase::Open => {
                 let frame = CloseFrame::new(CloseCode::INTERNAL_ERROR, "");
@@ -316,9 +316,12 @@ impl<D> Conn<D> {
             return;
         }
         let is_begun = self.partial.as_ref().is_some_and(|p| !p.tail.is_empty());
+        if let Some(partial) = &self.partial {
+            self.state.note_method(&partial.tail);
+        }
         self.clear_partial(env);
         if is_begun && self.state.role == Role::Server {
-            self.respond(Response::text(503), false, env);
+            self.refuse(Response::text(503), &"the server ends", env);
         } else {
             self.state.phase = Phase::Closed;
         }

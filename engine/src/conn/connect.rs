@@ -66,8 +66,14 @@ impl<D> Conn<D> {
                 self.take_response(&head[..len], rest, env, sink);
                 env.pool.put(head);
             }
-            Collected::TooLong(_) => {
+            Collected::TooLong(head) => {
+                env.pool.put(head);
                 let error = OpenError::Response(ResponseError::TooLong);
+                self.fail_open(error, env, sink);
+            }
+            Collected::Malformed(head) => {
+                let error = OpenError::Response(ResponseError::not_a_head(&head));
+                env.pool.put(head);
                 self.fail_open(error, env, sink);
             }
             Collected::Incomplete => {}
@@ -84,7 +90,7 @@ impl<D> Conn<D> {
         let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
         let storage = &mut storage[..env.limits().header_count_max];
         let Some(response) = ResponseHead::parse(head, storage) else {
-            let error = OpenError::Response(ResponseError::Malformed);
+            let error = OpenError::Response(ResponseError::not_a_head(head));
             return self.fail_open(error, env, sink);
         };
         // RFC 9110 §15.2: interim responses come before the final one.

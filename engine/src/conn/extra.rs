@@ -36,6 +36,8 @@ pub(super) struct Extra {
     pub(super) head: Option<Box<[u8]>>,
     /// What the peer may send now, if there is a limit for it.
     pub(super) rate: RateBudget,
+    /// Its request is a HEAD, which is answered without a body.
+    pub(super) head_only: bool,
     /// What context takeover keeps.
     pub(super) takeover: Option<Box<Takeover>>,
 }
@@ -87,6 +89,18 @@ impl State {
         self.extra.get_or_insert_default()
     }
 
+    /// Remembers whether `head`, or its beginning, is that of a HEAD request.
+    pub(super) fn note_method(&mut self, head: &[u8]) {
+        if is_head_request(head) {
+            self.extra_mut().head_only = true;
+        }
+    }
+
+    /// Whether its answer must not have a body (RFC 9110 §9.3.2).
+    pub(super) fn is_head_only(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.head_only)
+    }
+
     pub(super) fn set_subprotocol(&mut self, name: Option<&str>, env: &Env) {
         let listed = &env.route(self.route).route.subprotocols;
         let Some(name) = name else {
@@ -113,4 +127,10 @@ impl State {
             }
         }
     }
+}
+
+fn is_head_request(head: &[u8]) -> bool {
+    // RFC 9112 §2.2: empty lines before a request are skipped.
+    let line = head.iter().position(|byte| !b"\r\n".contains(byte));
+    line.is_some_and(|start| head[start..].starts_with(b"HEAD "))
 }

@@ -1,5 +1,6 @@
 //! Up to the answer of the request head, as a server.
 
+use std::fmt;
 use std::mem;
 
 use crate::buffer::Buffer;
@@ -24,8 +25,8 @@ use super::upgrade::Answer;
 use super::upgrade::DeferredAnswer;
 use super::upgrade::Opening;
 
-/// What a request line has besides its target, and then some.
-const REQUEST_LINE_REST: usize = 64;
+/// Characters of a peer's text that go into a line of the log.
+const LOGGED_CHARS_MAX: usize = 128;
 
 /// A head, and what came behind it.
 pub(super) enum Collected<'i> {
@@ -33,8 +34,10 @@ pub(super) enum Collected<'i> {
     Here(&'i [u8], &'i mut [u8]),
     /// It came in pieces: put together here, so long.
     Kept(Buffer, usize, &'i mut [u8]),
-    /// It is longer than the limit; its first line has so many bytes, or no end.
-    TooLong(usize),
+    /// It is longer than the limit: its beginning.
+    TooLong(Buffer),
+    /// It cannot become a head, whatever follows: its beginning.
+    Malformed(Buffer),
     /// More of it has to come.
     Incomplete,
 }
@@ -54,7 +57,7 @@ impl<D> Conn<D> {
         // No method begins so: TLS, or a probe. Nothing is gained by waiting for more.
         let no_method = |byte: &u8| !byte.is_ascii_graphic() && *byte != b'\r';
         if !begun && input.first().is_some_and(no_method) {
-            return self.respond(Response::text(400), false, env);
+            return self.refuse(Response::text(400), &"not HTTP", env);
         }
         match self.collect_head(input, env) {
             Collected::Here(head, frames) => {
@@ -66,10 +69,19 @@ impl<D> Conn<D> {
                 env.pool.put(head);
                 self.receive_early(frames, env, sink);
             }
-            Collected::TooLong(line_len) => {
-                let long_uri = line_len > env.limits().uri_len_max + REQUEST_LINE_REST;
-                let status = if long_uri { 414 } else { 431 };
-                self.respond(Response::text(status), false, env);
+            Collected::TooLong(head) => {
+                self.state.note_method(&head);
+                let reason = format!("head over {} bytes", env.limits().head_len_max);
+                // A head without the end of its first line: it is the target that is too long.
+                let is_one_line = memchr::memchr(b'\n', &head).is_none();
+                let status = if is_one_line { 414 } else { 431 };
+                env.pool.put(head);
+                self.refuse(Response::text(status), &reason, env);
+            }
+            Collected::Malformed(head) => {
+                self.state.note_method(&head);
+                env.pool.put(head);
+                self.refuse(Response::text(400), &"a line ends with LF alone", env);
             }
             // No server will be there when the rest has come.
             Collected::Incomplete if env.draining && env.health_path.is_none() => {
@@ -82,6 +94,7 @@ impl<D> Conn<D> {
     /// Collects a head, wherever it was cut.
     pub(super) fn collect_head<'i>(&mut self, input: &'i mut [u8], env: &mut Env) -> Collected<'i> {
         let len_max = env.limits().head_len_max;
+        let is_client = self.state.role == Role::Client;
         let kept = self.partial.as_ref().map_or(0, |p| p.tail.len());
         if kept == 0
             && let Some(len) = http1::head_len(input, 0).filter(|&len| len <= len_max)
@@ -97,10 +110,17 @@ impl<D> Conn<D> {
                 self.release_partial(env);
                 Collected::Kept(head, len, &mut input[len - kept..])
             }
+            None if http1::has_bare_lf(tail, kept)
+                || is_client && !http1::may_be_response(tail) =>
+            {
+                let head = mem::take(tail);
+                self.release_partial(env);
+                Collected::Malformed(head)
+            }
             None if tail.len() == len_max => {
-                let line_len = memchr::memchr(b'\n', tail).unwrap_or(len_max);
-                self.clear_partial(env);
-                Collected::TooLong(line_len)
+                let head = mem::take(tail);
+                self.release_partial(env);
+                Collected::TooLong(head)
             }
             None => Collected::Incomplete,
         }
@@ -121,30 +141,32 @@ impl<D> Conn<D> {
     }
 
     fn answer(&mut self, head: &[u8], env: &mut Env, sink: &mut impl Sink<D>) {
+        self.state.note_method(head);
         let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
         let storage = &mut storage[..env.limits().header_count_max];
         let request = match Request::parse(head, storage) {
             Ok(request) => request,
-            Err(RequestError::TooManyHeaders) => {
-                return self.respond(Response::text(431), false, env);
-            }
-            Err(RequestError::Malformed) => {
-                return self.respond(Response::text(400), false, env);
+            Err(error) => {
+                let status = match error {
+                    RequestError::TooManyHeaders => 431,
+                    RequestError::Malformed => 400,
+                };
+                return self.refuse(Response::text(status), &error, env);
             }
         };
-        if request.target().len() > env.limits().uri_len_max {
-            return self.respond(Response::text(414), false, env);
-        }
         if !handshake::is_upgrade_attempt(&request) {
             return self.answer_http(&request, env, sink);
         }
         if env.draining {
-            return self.respond(Response::text(503), false, env);
+            return self.refuse(Response::text(503), &"draining", env);
         }
         // A path of no route is the builder's, or nobody's.
         match env.find_route(request.path()) {
             Some(route) => self.state.route = route,
-            None => return self.respond(Response::text(404), false, env),
+            None => {
+                let reason = format!("no route for {}", for_log(request.path().as_bytes()));
+                return self.refuse(Response::text(404), &reason, env);
+            }
         }
         let checked = UpgradeRequest::check(request).and_then(|upgrade| {
             let allowed = is_origin_allowed(&request, &env.route(self.state.route).route.origins);
@@ -162,28 +184,23 @@ impl<D> Conn<D> {
                 }
                 self.answer_upgrade(&upgrade, answer, env, sink);
             }
-            Err(error) => self.respond(refusal(error), false, env),
+            Err(error) => self.refuse(refusal(error), &Refused(error, &request), env),
         }
     }
 
     fn answer_http(&mut self, request: &Request<'_>, env: &mut Env, sink: &mut impl Sink<D>) {
         self.take_forwarded(request, env);
-        let head_only = request.method() == "HEAD";
-        let has_body = request.header("Transfer-Encoding").is_some()
-            || request
-                .header_values("Content-Length")
-                .any(|len| len != b"0");
-        let no_host = request.minor_version() > 0 && request.only_header("Host").is_none();
-        let response = if !head_only && request.method() != "GET" {
+        let no_host = request.minor_version() > 0 && request.host().is_none();
+        let response = if !self.state.is_head_only() && request.method() != "GET" {
             with_header(Response::text(405), "Allow", "GET, HEAD")
-        } else if has_body || no_host {
+        } else if request.has_body() || no_host {
             Response::text(400)
         } else if env.health_path.as_deref() == Some(request.path()) {
             Response::text(if env.draining { 503 } else { 200 })
         } else {
             sink.http(request)
         };
-        self.respond(response, head_only, env);
+        self.respond(response, env);
     }
 
     /// A request, and what is known of it.
@@ -201,7 +218,8 @@ impl<D> Conn<D> {
     /// Keeps the request until its answer comes; nothing is read meanwhile.
     fn defer(&mut self, head: &[u8], env: &mut Env) {
         if env.deferred >= env.deferred_max {
-            return self.respond(Response::text(503), false, env);
+            let reason = format!("{} answers are deferred", env.deferred);
+            return self.refuse(Response::text(503), &reason, env);
         }
         env.deferred += 1;
         self.state.deferred = true;
@@ -221,10 +239,12 @@ impl<D> Conn<D> {
         }
         let head = self.state.extra_mut().head.take().unwrap_or_default();
         if env.draining {
-            return self.respond(Response::text(503), false, env);
+            return self.refuse(Response::text(503), &"draining", env);
         }
         let value = match answer {
-            DeferredAnswer::Reject(response) => return self.respond(*response, false, env),
+            DeferredAnswer::Reject(response) => {
+                return self.refuse(*response, &BY_HANDLER, env);
+            }
             DeferredAnswer::Value(value) => value,
         };
         let mut storage = [httparse::EMPTY_HEADER; HEADER_COUNT_MAX];
@@ -264,7 +284,11 @@ impl<D> Conn<D> {
         let owed = self.end_deferral(env);
         if owed {
             self.clear_partial(env);
-            self.respond(Response::text(503), false, env);
+            self.refuse(
+                Response::text(503),
+                &"the deferred answer did not come",
+                env,
+            );
         }
         owed
     }
@@ -282,7 +306,7 @@ impl<D> Conn<D> {
                 subprotocol,
                 headers,
             } => (data, subprotocol, headers),
-            Answer::Reject(response) => return self.respond(response, false, env),
+            Answer::Reject(response) => return self.refuse(response, &BY_HANDLER, env),
             Answer::Defer => unreachable!("it has been looked for"),
         };
         // Before anything of the user's is called that may panic.
@@ -298,6 +322,10 @@ impl<D> Conn<D> {
         let mut head = env.take_scratch();
         let subprotocol = self.state.subprotocol(env);
         let (accept_key, extensions) = (request.accept_key(), deflate.as_deref());
+        let headers = match http1::has_header(&headers, "Date") {
+            true => headers,
+            false => format!("Date: {}\r\n{headers}", env.date()),
+        };
         handshake::write_accept(&mut head, &accept_key, subprotocol, extensions, &headers);
         self.push_head(&head, env);
         env.scratch = head;
@@ -316,13 +344,22 @@ impl<D> Conn<D> {
         }
     }
 
+    /// Refuses an upgrade, or bytes that are no request. The reason goes to the log: it is the
+    /// operator who has to find out why clients do not connect.
+    pub(super) fn refuse(&mut self, response: Response, reason: &dyn fmt::Display, env: &mut Env) {
+        log::debug!("refusing a handshake with {}: {reason}", response.status());
+        self.respond(response, env);
+    }
+
     /// Answers with plain HTTP, the last thing that is sent.
-    pub(super) fn respond(&mut self, response: Response, head_only: bool, env: &mut Env) {
+    pub(super) fn respond(&mut self, response: Response, env: &mut Env) {
         env.metrics.http_responses.add(1);
         let mut head = env.take_scratch();
-        response.write_head(&mut head);
+        response.write_head(&env.date(), &mut head);
+        // RFC 9110 §9.3.2: HEAD never gets a body.
+        let has_body = response.may_have_body() && !self.state.is_head_only();
         let queue = self.push_head(&head, env);
-        if !head_only {
+        if has_body {
             // No frame either.
             queue.push_tail(guarded(response.body_bytes().clone()));
         }
@@ -339,6 +376,43 @@ impl<D> Conn<D> {
         queue.push_head(head, &mut env.pool);
         queue
     }
+}
+
+/// Reason of a refusal that the handler has decided on.
+const BY_HANDLER: &str = "the handler rejects it";
+
+/// A broken rule, and the request's headers that it is about.
+struct Refused<'a>(HandshakeError, &'a Request<'a>);
+
+impl fmt::Display for Refused<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(error, request) = self;
+        error.fmt(f)?;
+        let names: &[&str] = match error {
+            HandshakeError::Body => &["Content-Length", "Transfer-Encoding"],
+            HandshakeError::Connection => &["Connection"],
+            HandshakeError::Extensions => &["Sec-WebSocket-Extensions"],
+            HandshakeError::Host => &["Host"],
+            HandshakeError::Origin => &["Origin", "Host"],
+            HandshakeError::Subprotocol => &["Sec-WebSocket-Protocol"],
+            HandshakeError::Upgrade => &["Upgrade"],
+            HandshakeError::Version => &["Sec-WebSocket-Version"],
+            _ => &[],
+        };
+        for name in names {
+            for value in request.header_values(name) {
+                write!(f, "; {name}: {}", for_log(value))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A peer's text for one line of the log: cut, and without control characters.
+fn for_log(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let cut = text.chars().take(LOGGED_CHARS_MAX);
+    cut.flat_map(char::escape_debug).collect()
 }
 
 fn is_offered(request: &UpgradeRequest<'_>, name: &str) -> bool {
@@ -365,7 +439,7 @@ pub(super) fn is_origin_allowed(request: &Request<'_>, policy: &OriginPolicy) ->
     match (origins.next(), origins.next()) {
         (None, _) => true,
         (Some(origin), None) => {
-            let host = request.only_header("Host").unwrap_or_default();
+            let host = request.host().unwrap_or_default();
             let matches = |pattern: &String| handshake::origin_matches(pattern, origin);
             handshake::is_same_host(origin, host) || patterns.iter().any(matches)
         }

@@ -78,6 +78,7 @@ use std::any::Any;
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use crate::buffer::Buffer;
 use crate::buffer::Pool;
@@ -165,6 +166,9 @@ pub struct Env {
     pub now: Duration,
     /// The same in seconds.
     pub now_s: u32,
+    /// Time of day, for `Date`. Default: `now` after the Unix epoch, so that a simulated run is
+    /// the same each time.
+    pub wall_clock: Option<fn() -> SystemTime>,
     /// What has happened to all connections.
     pub metrics: Arc<Recorder>,
     /// Memory held for output that peers have not taken.
@@ -237,6 +241,7 @@ impl Env {
             random: Random::new(seed),
             now: Duration::ZERO,
             now_s: 0,
+            wall_clock: None,
             metrics: Arc::default(),
             held_len: 0,
             held_len_max: OUTPUT_BUDGET,
@@ -256,6 +261,14 @@ impl Env {
             plain: Vec::new(),
             scratch: Vec::new(),
         }
+    }
+
+    /// The value of `Date` (RFC 9110 §6.6.1).
+    fn date(&self) -> String {
+        let simulated = || SystemTime::UNIX_EPOCH + self.now;
+        let now = self.wall_clock.map_or_else(simulated, |clock| clock());
+        // A clock that is set before 1970 has no such value.
+        httpdate::fmt_http_date(now.max(SystemTime::UNIX_EPOCH))
     }
 
     /// The limits of what happens before a path is known, and of the thread.

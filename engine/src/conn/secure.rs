@@ -35,8 +35,9 @@ impl<D> Conn<D> {
         {
             // The only answer that such a client can read.
             self.state.drop_tls(env);
+            self.state.note_method(input);
             let response = Response::new(400).body("text/plain", "this port speaks TLS\n");
-            return self.respond(response, false, env);
+            return self.respond(response, env);
         }
         let mut plain = mem::take(&mut env.plain);
         plain.clear();

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use crate::http1;
 use crate::http1::InvalidHeader;
 use crate::http1::Response;
-use crate::http1::push_header;
+use crate::http1::set_header;
 use crate::protocol::handshake::UpgradeRequest;
+use crate::protocol::handshake::is_own_header;
 
 /// The answer to a request for a WebSocket.
 #[derive(Debug)]
@@ -82,13 +83,19 @@ impl<D> Upgrade<D> {
         self
     }
 
-    /// Adds a header to the answer that accepts.
+    /// Adds a header to the answer that accepts. One that may stand only once takes the place of an
+    /// earlier one of its name.
     ///
     /// # Errors
-    /// [`InvalidHeader`], so that no value can add a line of its own.
+    /// [`InvalidHeader`], so that no value can add a line of its own; also for the handshake's own
+    /// headers: `Upgrade`, `Connection`, those that begin with `Sec-WebSocket-`
+    /// ([`subprotocol`](Self::subprotocol) sets one of them), and those of a body.
     pub fn header(mut self, name: &str, value: &str) -> Result<Self, InvalidHeader> {
+        if is_own_header(name) {
+            return Err(InvalidHeader);
+        }
         if let Answer::Accept { headers, .. } = &mut self.answer {
-            push_header(headers, name, value)?;
+            set_header(headers, name, value)?;
         }
         Ok(self)
     }
@@ -115,6 +122,26 @@ impl<D> Upgrade<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_of_the_handshake_are_refused() {
+        for name in [
+            "Upgrade",
+            "connection",
+            "Sec-WebSocket-Accept",
+            "sec-websocket-protocol",
+            "Sec-WebSocket-Extensions",
+            "Content-Length",
+            "Transfer-Encoding",
+        ] {
+            assert!(Upgrade::accept(()).header(name, "x").is_err(), "{name}");
+        }
+        let twice = Upgrade::accept(()).header("Server", "a").expect("valid");
+        match twice.header("server", "b").expect("valid").answer {
+            Answer::Accept { headers, .. } => assert_eq!(headers, "server: b\r\n"),
+            _ => panic!("it accepts"),
+        }
+    }
 
     #[test]
     fn cookie_is_one_cookie_and_one_line() {

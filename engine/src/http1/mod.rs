@@ -5,9 +5,11 @@
 //! Bodies, chunking and keep-alive are not here: a request that is not an upgrade is answered
 //! once and its connection closed.
 
+mod authority;
 mod request;
 mod response;
 
+pub use authority::Authority;
 pub use httparse::EMPTY_HEADER;
 pub use request::HEADER_COUNT_MAX;
 pub use request::Request;
@@ -15,9 +17,13 @@ pub use request::RequestError;
 pub use response::InvalidHeader;
 pub use response::Response;
 pub use response::ResponseHead;
+pub(crate) use response::has_header;
+pub use response::may_be_response;
 pub(crate) use response::push_header;
 pub use response::reason_phrase;
 pub(crate) use response::response_header;
+pub(crate) use response::set_header;
+pub(crate) use response::stands_once;
 
 use memchr::memmem;
 
@@ -26,6 +32,16 @@ use memchr::memmem;
 pub fn head_len(bytes: &[u8], searched: usize) -> Option<usize> {
     let start = searched.saturating_sub(3).min(bytes.len());
     memmem::find(&bytes[start..], b"\r\n\r\n").map(|index| start + index + 4)
+}
+
+/// Whether a line of `bytes`, an incomplete head, ends with LF alone; the first `searched` bytes
+/// have been searched before. Such a head is malformed wherever it ends: this endpoint takes only
+/// CRLF for a line end (RFC 9112 §2.2).
+pub fn has_bare_lf(bytes: &[u8], searched: usize) -> bool {
+    let searched = searched.min(bytes.len());
+    memchr::memchr_iter(b'\n', &bytes[searched..])
+        .map(|index| searched + index)
+        .any(|index| index == 0 || bytes[index - 1] != b'\r')
 }
 
 /// The items of a comma-separated field value, white space trimmed, empty items left out
@@ -66,6 +82,17 @@ mod tests {
                 assert_eq!(head_len(head, cut), Some(27), "{cut}");
             }
         }
+    }
+
+    #[test]
+    fn bare_lf_is_found_wherever_the_search_goes_on() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n";
+        for searched in 0..=head.len() {
+            assert_eq!(has_bare_lf(head, searched), searched <= 23, "{searched}");
+            let cut = &head[..searched];
+            assert_eq!(has_bare_lf(cut, 0), searched > 23, "{searched}");
+        }
+        assert!(has_bare_lf(b"\n", 0));
     }
 
     #[test]

@@ -1,15 +1,24 @@
 use core::fmt;
 
+use super::Authority;
+use super::has_bare_lf;
 use super::list_items;
 
 /// The most headers that any configuration can allow.
 pub const HEADER_COUNT_MAX: usize = 128;
 
 /// A request head: borrowed from the receive buffer for as long as a callback runs.
+///
+/// A target in absolute form (`http://example.com/chat`, RFC 9112 §3.2.2) is taken apart here, once:
+/// [`path`](Self::path), [`query`](Self::query) and [`host`](Self::host) do not depend on the form.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     method: &'a str,
     target: &'a str,
+    /// Authority of a target in absolute form.
+    authority: Option<&'a str>,
+    path: &'a str,
+    query: Option<&'a str>,
     minor_version: u8,
     headers: &'a [httparse::Header<'a>],
 }
@@ -38,8 +47,7 @@ impl<'a> Request<'a> {
     ) -> Result<Self, RequestError> {
         // RFC 9112 §2.2 lets a recipient take a bare LF for a line end; an intermediary that
         // does not would see another request than we do.
-        let mut lines = memchr::memchr_iter(b'\n', head);
-        if lines.any(|index| index == 0 || head[index - 1] != b'\r') {
+        if has_bare_lf(head, 0) {
             return Err(RequestError::Malformed);
         }
         let mut parsed = httparse::Request::new(storage);
@@ -50,29 +58,42 @@ impl<'a> Request<'a> {
             Err(_) => return Err(RequestError::Malformed),
         }
         match (parsed.method, parsed.path, parsed.version) {
-            (Some(method), Some(target), Some(minor_version)) => Ok(Self {
-                method,
-                target,
-                minor_version,
-                headers: parsed.headers,
-            }),
+            (Some(method), Some(target), Some(minor_version)) => {
+                Self::from_parts(method, target, minor_version, parsed.headers)
+            }
             _ => Err(RequestError::Malformed),
         }
     }
 
-    /// A head that somebody else has parsed, with HTTP/1.`minor_version`.
+    /// A head that was parsed elsewhere, with HTTP/1.`minor_version`.
+    ///
+    /// # Errors
+    /// [`RequestError::Malformed`] if the target has characters outside ASCII, or is in absolute
+    /// form and its scheme is not `http`, `https`, `ws` or `wss`, or its authority is not
+    /// `host[:port]`.
     pub fn from_parts(
         method: &'a str,
         target: &'a str,
         minor_version: u8,
         headers: &'a [httparse::Header<'a>],
-    ) -> Self {
-        Self {
+    ) -> Result<Self, RequestError> {
+        // RFC 9112 §3.2: a target is a URI reference, which is ASCII.
+        let split = split_target(target).filter(|_| target.is_ascii());
+        let (authority, path_and_query) = split.ok_or(RequestError::Malformed)?;
+        let (path, query) = match path_and_query.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path_and_query, None),
+        };
+        Ok(Self {
             method,
             target,
+            authority,
+            // RFC 9112 §3.2.1: an empty path is "/".
+            path: if path.is_empty() { "/" } else { path },
+            query,
             minor_version,
             headers,
-        }
+        })
     }
 
     /// The method, as sent: `GET`.
@@ -80,19 +101,44 @@ impl<'a> Request<'a> {
         self.method
     }
 
-    /// The request target, as sent: `/chat?room=1`.
+    /// The request target, as sent: `/chat?room=1`, or `http://example.com/chat?room=1`.
     pub fn target(&self) -> &'a str {
         self.target
     }
 
-    /// The target up to its query: `/chat`.
+    /// The path of the target: `/chat`.
     pub fn path(&self) -> &'a str {
-        self.target.split('?').next().unwrap_or(self.target)
+        self.path
     }
 
-    /// What follows the first `?` of the target.
+    /// The part of the target after its first `?`.
     pub fn query(&self) -> Option<&'a str> {
-        self.target.split_once('?').map(|(_, query)| query)
+        self.query
+    }
+
+    /// Host and port that the request is for: those of a target in absolute form, otherwise the
+    /// value of `Host` (RFC 9112 §3.2.2). `None` without a valid `Host`, which every request
+    /// of HTTP/1.1 must have once, whatever the form of its target.
+    pub fn host(&self) -> Option<&'a [u8]> {
+        let host = self.only_header("Host")?;
+        // RFC 9112 §3.2: empty where the target has no authority. RFC 3986 §3.2.3: a port may be
+        // empty.
+        let with_port = host.strip_suffix(b":").unwrap_or(host);
+        if !host.is_empty() && Authority::parse(with_port).is_none() {
+            return None;
+        }
+        Some(self.authority.map_or(host, str::as_bytes))
+    }
+
+    /// Whether a body follows the head, or might for another recipient: a transfer coding, or a
+    /// `Content-Length` that is not zero, not a number, or there twice (RFC 9112 §6.3). A length of
+    /// zero is no body (RFC 9110 §8.6).
+    pub fn has_body(&self) -> bool {
+        let is_zero = |len: &[u8]| !len.is_empty() && len.iter().all(|&digit| digit == b'0');
+        let mut lengths = self.header_values("Content-Length");
+        self.header("Transfer-Encoding").is_some()
+            || lengths.next().is_some_and(|len| !is_zero(len))
+            || lengths.next().is_some()
     }
 
     /// The minor version: 1 for HTTP/1.1.
@@ -134,6 +180,26 @@ impl<'a> Request<'a> {
     }
 }
 
+/// The authority of a target in absolute form, and the rest of the target. Targets in other forms
+/// are returned whole. `None` if the absolute form is not one of this protocol.
+fn split_target(target: &str) -> Option<(Option<&str>, &str)> {
+    if target.starts_with('/') {
+        return Some((None, target));
+    }
+    let Some((scheme, rest)) = target.split_once("://") else {
+        return Some((None, target));
+    };
+    let schemes = ["http", "https", "ws", "wss"];
+    if !schemes.iter().any(|own| scheme.eq_ignore_ascii_case(own)) {
+        return None;
+    }
+    let len = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(len);
+    // RFC 9110 §4.2.4: user information in an authority is an error.
+    Authority::parse(authority.as_bytes())?;
+    Some((Some(authority), rest))
+}
+
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
@@ -167,6 +233,88 @@ mod tests {
             assert!(request.has_token("X", "TWO"));
             assert!(!request.has_token("X", "four"));
         });
+    }
+
+    #[test]
+    fn absolute_form_has_the_same_path_and_its_own_host() {
+        let check = |target: &str, want: Option<(&str, Option<&str>, &str)>| {
+            let head = alloc::format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            parse(&head, |request| match want {
+                Some((path, query, host)) => {
+                    let request = request.unwrap_or_else(|error| panic!("{target}: {error}"));
+                    let got = (request.path(), request.query(), request.host());
+                    assert_eq!(got, (path, query, Some(host.as_bytes())), "{target}");
+                    assert_eq!(request.target(), target);
+                }
+                None => assert_eq!(request.err(), Some(RequestError::Malformed), "{target}"),
+            });
+        };
+        check("/a?b", Some(("/a", Some("b"), "h")));
+        check("http://a/b?c", Some(("/b", Some("c"), "a")));
+        check("HTTP://a:80/b", Some(("/b", None, "a:80")));
+        check("wss://[::1]:9/", Some(("/", None, "[::1]:9")));
+        check("http://a", Some(("/", None, "a")));
+        check("https://a?b/c", Some(("/", Some("b/c"), "a")));
+        // A URL inside a path or query is no absolute form.
+        check("/http://a/b", Some(("/http://a/b", None, "h")));
+        check("/?u=http://a/b", Some(("/", Some("u=http://a/b"), "h")));
+        check("*", Some(("*", None, "h")));
+        for bad in [
+            "ftp://a/b",
+            "://a/b",
+            "http:///b",
+            "http://",
+            "http://u@a/b",
+            "http://u:p@a/b",
+            "http://a:x/b",
+            "http://a:+80/b",
+            "http://a:99999/b",
+            "http://[]/b",
+            "http://[a]/b",
+            "http://[::1/b",
+            "/\u{e9}",
+            "http://a/\u{e9}",
+        ] {
+            check(bad, None);
+        }
+    }
+
+    #[test]
+    fn host_is_there_once_and_valid() {
+        let check = |lines: &str, want: Option<&str>| {
+            let head = alloc::format!("GET http://a/ HTTP/1.1\r\n{lines}\r\n");
+            parse(&head, |request| {
+                let got = request.expect("well-formed").host();
+                assert_eq!(got, want.map(str::as_bytes), "{lines}");
+            });
+        };
+        check("Host: b\r\n", Some("a"));
+        check("Host:\r\n", Some("a"));
+        check("Host: b:\r\n", Some("a"));
+        check("", None);
+        check("Host: a\r\nHost: a\r\n", None);
+        for bad in ["a b", "a/b", "u@a", "a:x", "a:99999", "[]", "[b]", "[::1"] {
+            check(&alloc::format!("Host: {bad}\r\n"), None);
+        }
+    }
+
+    #[test]
+    fn zero_length_is_no_body() {
+        let check = |lines: &str, want: bool| {
+            let head = alloc::format!("GET / HTTP/1.1\r\n{lines}\r\n");
+            parse(&head, |request| {
+                assert_eq!(request.expect("well-formed").has_body(), want, "{lines}");
+            });
+        };
+        check("", false);
+        check("Content-Length: 0\r\n", false);
+        check("content-length:\t00 \r\n", false);
+        for bad in ["1", "", "+0", "-0", "0x0", "0,0", "0, 0", "0 0", "0;a", "a"] {
+            check(&alloc::format!("Content-Length: {bad}\r\n"), true);
+        }
+        check("Content-Length: 0\r\nContent-Length: 0\r\n", true);
+        check("Transfer-Encoding: chunked\r\n", true);
+        check("Content-Length: 0\r\nTransfer-Encoding: identity\r\n", true);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 
 use super::HEADER_COUNT_MAX;
+use super::has_bare_lf;
 use super::is_header_value;
 use super::is_token;
 
@@ -58,12 +59,18 @@ impl Response {
             .unwrap_or(response)
     }
 
-    /// Adds a header. `Content-Length` and `Connection` are written by the engine.
+    /// Adds a header. One that may stand only once, such as `Content-Type`, takes the place of an
+    /// earlier one of its name.
     ///
     /// # Errors
-    /// [`InvalidHeader`], so that no value can add a line of its own.
+    /// [`InvalidHeader`], so that no value can add a line of its own; also for `Content-Length`,
+    /// `Transfer-Encoding` and `Connection`, which the engine writes.
     pub fn header(mut self, name: &str, value: &str) -> Result<Self, InvalidHeader> {
-        push_header(&mut self.headers, name, value)?;
+        let own = ["Content-Length", "Transfer-Encoding", "Connection"];
+        if own.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+            return Err(InvalidHeader);
+        }
+        set_header(&mut self.headers, name, value)?;
         Ok(self)
     }
 
@@ -91,15 +98,24 @@ impl Response {
         lines.filter_map(|line| line.split_once(": "))
     }
 
-    /// Appends the head to `output`.
-    pub fn write_head(&self, output: &mut Vec<u8>) {
+    /// Whether its status allows a body: all but 1xx, 204 and 304 do (RFC 9110 §6.4.1).
+    pub fn may_have_body(&self) -> bool {
+        !matches!(self.status, 100..200 | 204 | 304)
+    }
+
+    /// Appends the head to `output`. `date` is the value of `Date` (RFC 9110 §6.6.1), unless the
+    /// response has one of its own.
+    pub fn write_head(&self, date: &str, output: &mut Vec<u8>) {
         let phrase = reason_phrase(self.status);
-        let head = alloc::format!(
-            "HTTP/1.1 {} {phrase}\r\n{}Content-Length: {}\r\nConnection: close\r\n\r\n",
-            self.status,
-            self.headers,
-            self.body.len(),
-        );
+        let mut head = alloc::format!("HTTP/1.1 {} {phrase}\r\n{}", self.status, self.headers);
+        if !has_header(&self.headers, "Date") {
+            head += &alloc::format!("Date: {date}\r\n");
+        }
+        // RFC 9110 §8.6: where no body is allowed there is no length either.
+        if self.may_have_body() {
+            head += &alloc::format!("Content-Length: {}\r\n", self.body.len());
+        }
+        head.push_str("Connection: close\r\n\r\n");
         output.extend_from_slice(head.as_bytes());
     }
 }
@@ -118,6 +134,54 @@ pub(crate) fn push_header(
     lines.push_str(value);
     lines.push_str("\r\n");
     Ok(())
+}
+
+/// Appends a header line; one that may stand only once takes the place of an earlier one.
+pub(crate) fn set_header(lines: &mut String, name: &str, value: &str) -> Result<(), InvalidHeader> {
+    let mut line = String::new();
+    push_header(&mut line, name, value)?;
+    if stands_once(name) && has_header(lines, name) {
+        let is_other = |line: &&str| {
+            let own = line.split(':').next().unwrap_or_default();
+            !own.eq_ignore_ascii_case(name)
+        };
+        *lines = lines.split_inclusive('\n').filter(is_other).collect();
+    }
+    lines.push_str(&line);
+    Ok(())
+}
+
+/// Whether a header may stand only once, for its value is no list (RFC 9110 §5.3).
+pub(crate) fn stands_once(name: &str) -> bool {
+    const ONCE: [&str; 20] = [
+        "Age",
+        "Authorization",
+        "Content-Location",
+        "Content-Range",
+        "Content-Type",
+        "Cookie",
+        "Date",
+        "ETag",
+        "Expires",
+        "From",
+        "Host",
+        "Last-Modified",
+        "Location",
+        "Max-Forwards",
+        "Origin",
+        "Proxy-Authorization",
+        "Referer",
+        "Retry-After",
+        "Server",
+        "User-Agent",
+    ];
+    ONCE.iter().any(|once| once.eq_ignore_ascii_case(name))
+}
+
+/// Whether header lines hold a header of this name.
+pub(crate) fn has_header(lines: &str, name: &str) -> bool {
+    let mut names = lines.lines().filter_map(|line| line.split(':').next());
+    names.any(|own| own.eq_ignore_ascii_case(name))
 }
 
 /// The name of a status code (RFC 9110 §15, RFC 6585); empty where it has none here.
@@ -153,16 +217,23 @@ pub fn reason_phrase(status: u16) -> &'static str {
 pub struct ResponseHead<'a> {
     /// The status code.
     pub status: u16,
+    /// Minor version: 1 for HTTP/1.1.
+    pub minor_version: u8,
     headers: &'a [httparse::Header<'a>],
 }
 
 impl<'a> ResponseHead<'a> {
     /// Parses a whole head; `None` if it is malformed or has more headers than `storage`.
     pub fn parse(head: &'a [u8], storage: &'a mut [httparse::Header<'a>]) -> Option<Self> {
+        // As in a request: what ends a line here must end it for everybody.
+        if has_bare_lf(head, 0) {
+            return None;
+        }
         let mut parsed = httparse::Response::new(storage);
         match parsed.parse(head) {
             Ok(httparse::Status::Complete(_)) => Some(Self {
                 status: parsed.code?,
+                minor_version: parsed.version?,
                 headers: parsed.headers,
             }),
             _ => None,
@@ -185,6 +256,14 @@ impl<'a> ResponseHead<'a> {
     }
 }
 
+/// Whether bytes can be the beginning of a response (RFC 9112 §4). Other protocols begin with a
+/// greeting of their own, and then wait.
+pub fn may_be_response(bytes: &[u8]) -> bool {
+    const START: &[u8] = b"HTTP/1.";
+    let len = bytes.len().min(START.len());
+    bytes[..len] == START[..len]
+}
+
 /// The value of the first header of this name in a whole response head, without case; bytes
 /// that are not UTF-8 are replaced.
 pub(crate) fn response_header(head: &[u8], name: &str) -> Option<String> {
@@ -198,6 +277,8 @@ pub(crate) fn response_header(head: &[u8], name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    const DATE: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
+
     #[test]
     fn head_is_written_with_length_and_close() {
         let response = Response::new(404)
@@ -205,12 +286,65 @@ mod tests {
             .expect("valid")
             .body("text/plain", "gone");
         let mut head = Vec::new();
-        response.write_head(&mut head);
+        response.write_head(DATE, &mut head);
         assert_eq!(
             String::from_utf8(head).expect("ASCII"),
             "HTTP/1.1 404 Not Found\r\nX-A: b\r\nContent-Type: text/plain\r\n\
+             Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n\
              Content-Length: 4\r\nConnection: close\r\n\r\n"
         );
+    }
+
+    #[test]
+    fn head_of_a_status_without_body_has_no_length() {
+        for status in [101, 204, 304] {
+            let mut head = Vec::new();
+            Response::new(status)
+                .body("a/b", "c")
+                .write_head(DATE, &mut head);
+            let head = String::from_utf8(head).expect("ASCII");
+            assert!(!head.contains("Content-Length"), "{head}");
+        }
+    }
+
+    #[test]
+    fn headers_that_stand_once_are_replaced_or_refused() {
+        let lines = |response: Response| {
+            let lines = response.header_lines();
+            lines
+                .map(|(name, value)| alloc::format!("{name}: {value}"))
+                .collect::<Vec<_>>()
+        };
+        let set = |response: Response, name: &str, value: &str| {
+            response.header(name, value).expect("valid")
+        };
+        let page = || Response::new(200).body("a/b", "c");
+        assert_eq!(
+            lines(set(page(), "content-type", "d/e")),
+            ["content-type: d/e"]
+        );
+        let page = set(Response::new(200), "Content-Type", "d/e").body("a/b", "c");
+        assert_eq!(lines(page.clone()), ["Content-Type: a/b"]);
+        assert_eq!(lines(page.clone().body("x/y", "z")), ["Content-Type: x/y"]);
+        let both = set(set(page, "Set-Cookie", "a=b"), "Set-Cookie", "c=d");
+        assert_eq!(lines(both)[1..], ["Set-Cookie: a=b", "Set-Cookie: c=d"]);
+        for name in [
+            "Content-Length",
+            "content-length",
+            "Transfer-Encoding",
+            "connection",
+        ] {
+            assert!(Response::new(200).header(name, "0").is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn date_of_the_response_stands_alone() {
+        let own = Response::new(200).header("date", "x").expect("valid");
+        let mut head = Vec::new();
+        own.write_head(DATE, &mut head);
+        let head = String::from_utf8(head).expect("ASCII").to_lowercase();
+        assert_eq!(head.matches("date:").count(), 1, "{head}");
     }
 
     #[test]
@@ -222,7 +356,9 @@ mod tests {
                 "{value:?}"
             );
             let mut head = Vec::new();
-            Response::new(200).body(value, "").write_head(&mut head);
+            Response::new(200)
+                .body(value, "")
+                .write_head(DATE, &mut head);
             assert!(!String::from_utf8_lossy(&head).contains("Content-Type"));
         }
         for name in ["", "a b", "a:", "a\r\n", "é"] {

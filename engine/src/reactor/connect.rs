@@ -52,6 +52,11 @@ pub(super) fn begin(target: &Target) -> io::Result<Socket> {
 /// Refused, unreachable, or [`TimedOut`](io::ErrorKind::TimedOut).
 #[cfg(feature = "client")]
 pub fn connect(target: &Target, timeout: Duration) -> io::Result<Socket> {
+    try_connect(target, timeout).map_err(sys::explained)
+}
+
+#[cfg(feature = "client")]
+fn try_connect(target: &Target, timeout: Duration) -> io::Result<Socket> {
     match &target.address {
         Address::Ip(address) => {
             let socket = ip_socket(*address, target)?;

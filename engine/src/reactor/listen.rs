@@ -55,6 +55,11 @@ impl FromStr for Address {
                 Ok(Self::Unix(path.into()))
             };
         }
+        // `to_socket_addrs` takes a port like +80.
+        let (_, port) = text.rsplit_once(':').ok_or(())?;
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(());
+        }
         let mut addresses = text.to_socket_addrs().map_err(|_| ())?;
         addresses.next().map(Self::Ip).ok_or(())
     }
@@ -84,19 +89,22 @@ impl fmt::Display for Address {
 pub struct Listener {
     socket: Socket,
     address: Address,
+    /// Whether an IPv6 socket takes IPv4 connections as well.
+    dual_stack: bool,
 }
 
 impl Listener {
-    /// Listens. Port zero is replaced by one that is free. Listeners are made only while a server
+    /// Listens. Port zero is replaced by one that is free. With `dual_stack`, an IPv6 socket takes
+    /// IPv4 connections as well, if its address is `[::]`. Listeners are made only while a server
     /// starts, and an error here ends the start.
     ///
     /// # Errors
     /// The address is in use, not of this machine, or may not be used.
-    pub fn bind(address: &Address) -> io::Result<Self> {
+    pub fn bind(address: &Address, dual_stack: bool) -> io::Result<Self> {
         match address {
             Address::Ip(address) => {
-                Self::check_free(*address)?;
-                Self::bind_ip(*address)
+                Self::check_free(*address, dual_stack)?;
+                Self::bind_ip(*address, dual_stack)
             }
             Address::Unix(path) => Self::bind_unix(path),
         }
@@ -108,13 +116,13 @@ impl Listener {
     /// The kernel takes a ring of a killed process apart in the background, and with it the
     /// listening socket that the ring was accepting from: a server that is started again at
     /// once has to wait for that.
-    fn check_free(address: SocketAddr) -> io::Result<()> {
+    fn check_free(address: SocketAddr, dual_stack: bool) -> io::Result<()> {
         if address.port() == 0 {
             return Ok(());
         }
         let start = Instant::now();
         loop {
-            match Self::try_bind(address) {
+            match Self::try_bind(address, dual_stack) {
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrInUse
                         && start.elapsed() < KILLED_RING_MAX =>
@@ -127,19 +135,20 @@ impl Listener {
     }
 
     /// Binds as one that does not share its port.
-    fn try_bind(address: SocketAddr) -> io::Result<()> {
+    fn try_bind(address: SocketAddr, dual_stack: bool) -> io::Result<()> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if address.is_ipv6() {
-            socket.set_only_v6(true)?;
+            socket.set_only_v6(!dual_stack)?;
         }
         socket.set_reuse_address(true)?;
         socket.bind(&SockAddr::from(address))
     }
 
-    fn bind_ip(address: SocketAddr) -> io::Result<Self> {
+    fn bind_ip(address: SocketAddr, dual_stack: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if address.is_ipv6() {
-            socket.set_only_v6(true)?;
+            // Never left to net.ipv6.bindv6only.
+            socket.set_only_v6(!dual_stack)?;
         }
         socket.set_reuse_address(true)?;
         // Each thread listens for itself, and the kernel deals out connections.
@@ -150,7 +159,11 @@ impl Listener {
         socket.bind(&SockAddr::from(address))?;
         let bound = socket.local_addr()?;
         let bound = bound.as_socket().unwrap_or(address);
-        Self::listen(socket, Address::Ip(bound))
+        let listener = Self::listen(socket, Address::Ip(bound))?;
+        Ok(Self {
+            dual_stack,
+            ..listener
+        })
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
@@ -206,6 +219,7 @@ impl Listener {
         Ok(Self {
             socket: self.socket.try_clone()?,
             address: self.address.clone(),
+            dual_stack: self.dual_stack,
         })
     }
 
@@ -217,7 +231,11 @@ impl Listener {
     fn listen(socket: Socket, address: Address) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
-        Ok(Self { socket, address })
+        Ok(Self {
+            socket,
+            address,
+            dual_stack: false,
+        })
     }
 
     /// A listener for another thread: a socket of its own on the same port, or, on a Unix
@@ -227,7 +245,7 @@ impl Listener {
     /// Out of descriptors.
     pub fn for_another_thread(&self) -> io::Result<Self> {
         match &self.address {
-            Address::Ip(address) => Self::bind_ip(*address),
+            Address::Ip(address) => Self::bind_ip(*address, self.dual_stack),
             Address::Unix(_) => self.try_clone(),
         }
     }
@@ -311,6 +329,10 @@ mod tests {
             "unix:",
             "127.0.0.1",
             "127.0.0.1:99999",
+            "127.0.0.1:+80",
+            "127.0.0.1:",
+            "[localhost]:80",
+            "[]:80",
             ":",
             "[::1]",
             "a b:1",
@@ -321,9 +343,9 @@ mod tests {
 
     #[test]
     fn port_in_use_is_an_error_and_threads_share_it() {
-        let first = Listener::bind(&"127.0.0.1:0".parse().expect("an address"));
+        let first = Listener::bind(&"127.0.0.1:0".parse().expect("an address"), false);
         let first = first.expect("a free port");
-        let error = Listener::bind(first.address()).expect_err("it is in use");
+        let error = Listener::bind(first.address(), false).expect_err("it is in use");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let second = first.for_another_thread().expect("of the same server");
         assert_eq!(second.address(), first.address());
@@ -333,19 +355,19 @@ mod tests {
     fn abandoned_unix_socket_is_replaced_and_a_live_one_is_not() {
         let path = std::env::temp_dir().join(format!("sockeye-listen-{}", std::process::id()));
         let address = Address::Unix(path.clone());
-        let first = Listener::bind(&address).expect("the path is free");
-        let error = Listener::bind(&address).expect_err("somebody listens");
+        let first = Listener::bind(&address, false).expect("the path is free");
+        let error = Listener::bind(&address, false).expect_err("somebody listens");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        Listener::bind(&address).expect("nobody listens");
+        Listener::bind(&address, false).expect("nobody listens");
         std::fs::remove_file(&path).expect("it is there");
 
         // A listener that another descriptor holds for a moment, as the ring of a killed process
         // does: nobody accepts from it.
-        let dying = Listener::bind(&address).expect("the path is free");
+        let dying = Listener::bind(&address, false).expect("the path is free");
         let next = std::thread::spawn({
             let address = address.clone();
-            move || Listener::bind(&address)
+            move || Listener::bind(&address, false)
         });
         // Not before the other has looked.
         let mut polled = [PollFd::new(&dying.socket, PollFlags::IN)];
@@ -356,7 +378,7 @@ mod tests {
         std::fs::remove_file(&path).expect("it is there");
 
         std::fs::write(&path, "a file").expect("the path is free");
-        let error = Listener::bind(&address).expect_err("not a socket");
+        let error = Listener::bind(&address, false).expect_err("not a socket");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         std::fs::remove_file(&path).expect("it is there");
     }
@@ -366,7 +388,8 @@ mod tests {
     fn full_backlog_is_not_taken_for_an_abandoned_socket() {
         let name = format!("sockeye-listen-full-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        let listener = Listener::bind(&Address::Unix(path.clone())).expect("the path is free");
+        let listener =
+            Listener::bind(&Address::Unix(path.clone()), false).expect("the path is free");
         let remote = SockAddr::unix(&path).expect("a path");
         let mut clients = Vec::new();
         let error = loop {

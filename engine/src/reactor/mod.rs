@@ -55,6 +55,8 @@ pub use connect::Target;
 pub use connect::prepare_adopted;
 pub use sys::allowed_cpus;
 pub use sys::discard;
+pub use sys::explain;
+pub use sys::explained;
 
 /// The most pieces that one send takes.
 pub const SLICES_MAX: usize = 16;

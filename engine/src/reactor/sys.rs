@@ -3,6 +3,7 @@
 use std::io;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
@@ -11,9 +12,7 @@ use rustix::net;
 use rustix::net::RecvFlags;
 use rustix::net::SendAncillaryBuffer;
 use rustix::net::SendFlags;
-#[cfg(all(feature = "uring", target_os = "linux"))]
-pub(super) use rustix::process::Resource;
-#[cfg(all(feature = "uring", target_os = "linux"))]
+use rustix::process::Resource;
 use rustix::process::getrlimit;
 use socket2::SockRef;
 use socket2::Socket;
@@ -86,7 +85,16 @@ pub(super) fn peer_addr(fd: RawFd) -> io::Result<PeerAddr> {
     // SAFETY: the descriptor is open: its owner has not closed it.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let address = SockRef::from(&fd).peer_addr()?;
-    Ok(address.as_socket().map_or(PeerAddr::Unix, PeerAddr::Ip))
+    Ok(match address.as_socket() {
+        None => PeerAddr::Unix,
+        // An IPv4 client of a dual-stack socket is an IPv4 client: to trusted networks, to limits
+        // per address, and to whoever reads logs.
+        Some(SocketAddr::V6(v6)) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => PeerAddr::Ip((v4, v6.port()).into()),
+            None => PeerAddr::Ip(v6.into()),
+        },
+        Some(v4) => PeerAddr::Ip(v4),
+    })
 }
 
 /// Returns `true` if the process at the other end of a Unix socket is this one.
@@ -166,15 +174,74 @@ pub fn is_exhausted(error: &io::Error) -> bool {
     )
 }
 
+/// The error, with the limit of the process that it ran into and the value of that, if it is one of
+/// memory or descriptors. The error's number is lost: for what goes to the operator.
+pub fn explained(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) => {
+            io::Error::new(error.kind(), explain(&error))
+        }
+        _ => error,
+    }
+}
+
+/// Text of an error for the operator: one of memory or descriptors names the limit and its value.
+pub fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        #[cfg(target_os = "linux")]
+        Some(libc::ENOMEM) => {
+            // The kernel does not tell the two apart: rings are charged to locked memory,
+            // unless the process has CAP_IPC_LOCK, and mapped into its address space.
+            let address_space = match limit(Resource::As) {
+                None => String::new(),
+                Some(limit) => format!(", RLIMIT_AS is {}", in_bytes(limit)),
+            };
+            match limit(Resource::Memlock) {
+                None => format!("out of memory: RLIMIT_MEMLOCK is unlimited{address_space}"),
+                Some(limit) => {
+                    let limit = in_bytes(limit);
+                    format!("out of locked memory: RLIMIT_MEMLOCK is {limit}{address_space}")
+                }
+            }
+        }
+        Some(libc::EMFILE) => match limit(Resource::Nofile) {
+            Some(limit) => format!("out of descriptors: RLIMIT_NOFILE is {limit}"),
+            None => "out of descriptors: RLIMIT_NOFILE is unlimited".to_owned(),
+        },
+        #[cfg(target_os = "linux")]
+        Some(libc::ENFILE) => {
+            let path = "/proc/sys/fs/file-max";
+            let limit = std::fs::read_to_string(path).unwrap_or_default();
+            let limit = limit.trim();
+            format!("out of descriptors of the whole system: fs.file-max is {limit}")
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn in_bytes(limit: u64) -> String {
+    match limit {
+        0..0x2800 => format!("{limit} bytes"),
+        0x2800..0xA0_0000 => format!("{} KiB", limit >> 10),
+        _ => format!("{} MiB", limit >> 20),
+    }
+}
+
 /// The most descriptors that this process may have.
 #[cfg(all(feature = "uring", target_os = "linux"))]
 pub(super) fn descriptor_limit() -> usize {
     limit(Resource::Nofile).map_or(usize::MAX, |limit| limit as usize)
 }
 
-/// A limit of this process (getrlimit(2)); `None` if there is none.
+/// The most memory that this process may lock, in bytes; `None` if there is no limit.
 #[cfg(all(feature = "uring", target_os = "linux"))]
-pub(super) fn limit(resource: Resource) -> Option<u64> {
+pub(super) fn locked_memory_limit() -> Option<u64> {
+    limit(Resource::Memlock)
+}
+
+/// A limit of this process (getrlimit(2)); `None` if there is none.
+fn limit(resource: Resource) -> Option<u64> {
     getrlimit(resource).current
 }
 
@@ -198,3 +265,29 @@ pub fn discard(memory: &mut [MaybeUninit<u8>]) {
 /// Other systems do not promise what is wanted here.
 #[cfg(not(target_os = "linux"))]
 pub fn discard(_: &mut [MaybeUninit<u8>]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_memory_and_descriptors_name_the_limit_and_its_value() {
+        let text = |number| explained(io::Error::from_raw_os_error(number)).to_string();
+        let limit = limit(Resource::Nofile).expect("there is always one");
+        let want = format!("out of descriptors: RLIMIT_NOFILE is {limit}");
+        assert_eq!(text(libc::EMFILE), want);
+        #[cfg(target_os = "linux")]
+        {
+            assert!(text(libc::ENOMEM).contains("RLIMIT_MEMLOCK is "));
+            let files = text(libc::ENFILE);
+            assert!(
+                files.ends_with(|last: char| last.is_ascii_digit()),
+                "{files}"
+            );
+        }
+        let other = explained(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        assert_eq!(other.raw_os_error(), Some(libc::EADDRINUSE));
+        assert_eq!(in_bytes(8 << 20), "8192 KiB");
+        assert_eq!(in_bytes(64 << 20), "64 MiB");
+    }
+}

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use crate::config::COMPRESSION_BUDGET;
 #[cfg(feature = "deflate")]
@@ -111,6 +112,7 @@ pub(super) struct Settings {
     addresses: Vec<(std::result::Result<Address, String>, Option<ServerTls>)>,
     inherited: Vec<Inherited>,
     inherited_tls: Option<ServerTls>,
+    dual_stack: bool,
 }
 
 /// A listening socket that was made elsewhere. Only the first of the clones of a builder has it.
@@ -296,6 +298,7 @@ impl Settings {
         getrandom::fill(&mut seed).map_err(no_seed)?;
         let routes = iter::once(&self.base).chain(&self.routes);
         let mut env = Env::new(routes.cloned().collect(), seed);
+        env.wall_clock = Some(SystemTime::now);
         env.tls.clone_from(&self.tls);
         env.held_len_max = self.output_budget.unwrap_or(OUTPUT_BUDGET);
         env.victims = self.victims;
@@ -330,6 +333,15 @@ impl<M: MakeHandler> Builder<M> {
     pub fn listen_tls(mut self, address: impl IntoAddress, tls: &ServerTls) -> Self {
         let address = (address.into_address(), Some(tls.clone()));
         self.settings.addresses.push(address);
+        self
+    }
+
+    /// Whether a listener on `[::]` takes IPv4 connections as well. Default: no, whatever the system
+    /// prefers (`net.ipv6.bindv6only`), so that `[::]` and `0.0.0.0` can be listened on side by side.
+    /// IPv4 clients of such a listener have IPv4 addresses here. Sockets that were made elsewhere
+    /// ([`listen_on`](Self::listen_on)) are left as they are.
+    pub fn dual_stack(mut self, dual_stack: bool) -> Self {
+        self.settings.dual_stack = dual_stack;
         self
     }
 
@@ -620,15 +632,18 @@ impl<M: MakeHandler> Builder<M> {
         let mut listeners: Vec<Vec<Listener>> = (0..threads).map(|_| Vec::new()).collect();
         let mut bound = Vec::new();
         for address in &addresses {
-            let first = Listener::bind(address).map_err(Error::io("bind"))?;
+            let fail = |error| Error::bind(address)(reactor::explained(error));
+            let first = Listener::bind(address, self.settings.dual_stack).map_err(fail)?;
             bound.push(first.address().clone());
             for listeners in &mut listeners[1..] {
-                let another = first.for_another_thread().map_err(Error::io("bind"))?;
+                let another = first.for_another_thread().map_err(fail)?;
                 listeners.push(another);
             }
             listeners[0].push(first);
         }
-        let inherit = |Inherited(fd): &Inherited| Listener::adopt(fd.try_clone()?);
+        let inherit = |Inherited(fd): &Inherited| {
+            Listener::adopt(fd.try_clone()?).map_err(reactor::explained)
+        };
         let inherited = self.settings.inherited.drain(..);
         let inherited: io::Result<Vec<Listener>> = inherited.map(|fd| inherit(&fd)).collect();
         let inherited = inherited.map_err(Error::io("listen on an inherited socket"))?;

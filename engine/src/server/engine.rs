@@ -153,7 +153,8 @@ impl<H: Handler> Engine<H> {
         return Err(super::plan::no_backend(""));
         #[cfg(feature = "poll")]
         let worker = {
-            let backend = PollBackend::new(listeners).map_err(Error::io("set a backend up"))?;
+            let backend = PollBackend::new(listeners).map_err(reactor::explained);
+            let backend = backend.map_err(Error::io("set a backend up"))?;
             AnyWorker::Poll(Worker::new(
                 backend, handler, env, 0, to_worker, with_all, spin,
             ))

@@ -104,7 +104,8 @@ impl<M: MakeHandler> Server<M> {
             handed_over: AtomicBool::new(false),
         };
         for listener in self.listeners.iter().flatten() {
-            let clone = listener.try_clone().map_err(Error::io("bind"))?;
+            let clone = listener.try_clone().map_err(reactor::explained);
+            let clone = clone.map_err(Error::bind(listener.address()))?;
             handle.lock_listeners().push(clone.into_fd());
         }
         for (number, listeners) in self.listeners.into_iter().enumerate() {
@@ -251,7 +252,11 @@ impl<M: MakeHandler> Start<M> {
             Ok(backend) => backend,
             Err(error) => {
                 // `spawn` waits for the word of each thread.
-                let _ = self.started.send(Err(Error::io("set a backend up")(error)));
+                let _ = self
+                    .started
+                    .send(Err(Error::io("set a backend up")(reactor::explained(
+                        error,
+                    ))));
                 return Ok(());
             }
         };

@@ -45,6 +45,11 @@ pub enum TlsError {
     /// No certificate in what should hold some.
     #[error("no certificate in {0}")]
     NoCertificate(String),
+    /// A private key that a password protects; none is asked for here.
+    #[error(
+        "the private key in {0} is encrypted: decrypt it first (openssl pkey -in KEY -out PLAIN)"
+    )]
+    EncryptedKey(String),
     /// No private key in what should hold one.
     #[error("no private key in {0}")]
     NoKey(String),
@@ -108,12 +113,18 @@ impl Pem {
         certificates
             .ok()
             .filter(|certificates| !certificates.is_empty())
-            .ok_or_else(|| TlsError::NoCertificate(self.to_string()))
+            .ok_or_else(|| TlsError::NoCertificate(format!("{self} ({})", pem_sections(&text))))
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         let text = self.read()?;
-        PrivateKeyDer::from_pem_slice(&text).map_err(|_| TlsError::NoKey(self.to_string()))
+        PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
+            // PKCS #8 says so in the name of the section, OpenSSL's older format in a header.
+            if memchr::memmem::find(&text, b"ENCRYPTED").is_some() {
+                return TlsError::EncryptedKey(self.to_string());
+            }
+            TlsError::NoKey(format!("{self} ({})", pem_sections(&text)))
+        })
     }
 
     fn roots(&self) -> Result<RootCertStore, TlsError> {
@@ -122,6 +133,19 @@ impl Pem {
             roots.add(certificate)?;
         }
         Ok(roots)
+    }
+}
+
+/// Says which sections PEM text has.
+fn pem_sections(text: &[u8]) -> String {
+    const SECTIONS_MAX: usize = 4;
+    let text = String::from_utf8_lossy(text);
+    let begins = text.split("-----BEGIN ").skip(1);
+    let names = begins.filter_map(|rest| Some(rest.split_once("-----")?.0));
+    let names: Vec<&str> = names.take(SECTIONS_MAX).collect();
+    match names[..] {
+        [] => "it is not PEM text".to_owned(),
+        _ => format!("its sections: {}", names.join(", ").escape_debug()),
     }
 }
 

@@ -590,7 +590,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 Event::Accepted { socket, listener } => self.accept(socket, listener),
                 Event::AcceptFailed(error) => {
                     self.env.metrics.exhausted.add(1);
-                    log::warn!("accepting rests: {error}");
+                    log::warn!("accepting rests: {}", reactor::explain(&error));
                     self.rest_accepting();
                 }
                 Event::Ready {

@@ -7,14 +7,18 @@ use base64::Engine;
 use crate::http1;
 use crate::http1::InvalidHeader;
 use crate::http1::ResponseHead;
+use crate::http1::has_header;
 use crate::http1::list_items;
 use crate::http1::push_header;
 use crate::http1::reason_phrase;
+use crate::http1::stands_once;
 
 use super::BASE64;
 use super::DeflateParams;
+use super::ExtensionError;
 use super::ExtensionOffers;
 use super::accept_key;
+use super::is_own_header;
 
 /// A client's request for a WebSocket (RFC 6455 §4.1).
 #[derive(Clone, Debug, Default)]
@@ -47,12 +51,18 @@ pub enum ResponseError {
     /// No `Connection: Upgrade`.
     #[error("no Connection: Upgrade")]
     Connection,
-    /// An extension that was not offered.
-    #[error("extension that was not offered")]
-    Extensions,
+    /// An extension that was not offered, or not with these parameters.
+    #[error("{0}")]
+    Extensions(ExtensionError),
+    /// The server switched protocols in HTTP/1.0, which has no upgrades (RFC 9110 §7.8).
+    #[error("HTTP version before 1.1")]
+    HttpVersion,
     /// Not the grammar of RFC 9112, or more headers than the limit.
     #[error("malformed response head")]
     Malformed,
+    /// The first bytes are no response of HTTP/1: something else listens there.
+    #[error("not an HTTP/1.1 response")]
+    NotHttp,
     /// Any status but 101.
     #[error("status {0}")]
     Status(u16),
@@ -65,6 +75,16 @@ pub enum ResponseError {
     /// `Upgrade` is not `websocket`.
     #[error("no Upgrade: websocket")]
     Upgrade,
+}
+
+impl ResponseError {
+    /// Why bytes are no response head.
+    pub(crate) fn not_a_head(bytes: &[u8]) -> Self {
+        match http1::may_be_response(bytes) {
+            true => Self::Malformed,
+            false => Self::NotHttp,
+        }
+    }
 }
 
 impl ClientRequest<'_> {
@@ -86,7 +106,8 @@ impl ClientRequest<'_> {
     /// Appends the head to `output`.
     ///
     /// # Errors
-    /// [`InvalidHeader`] if any part cannot stand in its line; nothing is written then.
+    /// [`InvalidHeader`] if any part cannot stand in its line, or a further header is one of those
+    /// above, or there twice though its value is no list; nothing is written then.
     pub fn write(&self, output: &mut Vec<u8>) -> Result<(), InvalidHeader> {
         let target_is_valid = |&byte: &u8| byte.is_ascii_graphic();
         if self.target.is_empty() || !self.target.as_bytes().iter().all(target_is_valid) {
@@ -112,6 +133,9 @@ impl ClientRequest<'_> {
             push_header(&mut head, "Sec-WebSocket-Extensions", extensions)?;
         }
         for (name, value) in self.headers {
+            if is_own_header(name) || stands_once(name) && has_header(&head, name) {
+                return Err(InvalidHeader);
+            }
             push_header(&mut head, name, value)?;
         }
         head.push_str("\r\n");
@@ -137,6 +161,9 @@ impl ExpectedResponse {
     pub fn check<'a>(&self, head: &ResponseHead<'a>) -> Result<Option<&'a str>, ResponseError> {
         if head.status != 101 {
             return Err(ResponseError::Status(head.status));
+        }
+        if head.minor_version < 1 {
+            return Err(ResponseError::HttpVersion);
         }
         let upgrade = head.only_header("Upgrade").unwrap_or_default();
         if !upgrade.eq_ignore_ascii_case(b"websocket") {
@@ -179,13 +206,15 @@ impl ExpectedResponse {
     ) -> Result<Option<DeflateParams>, ResponseError> {
         let mut agreed = None;
         for value in head.header_values("Sec-WebSocket-Extensions") {
-            let answers = ExtensionOffers::parse(value).ok_or(ResponseError::Extensions)?;
-            for answer in answers {
-                let offered = self.deflate.filter(|_| agreed.is_none());
-                agreed = offered.and_then(|offered| offered.check(&answer));
-                if agreed.is_none() {
-                    return Err(ResponseError::Extensions);
-                }
+            let answers = ExtensionOffers::parse(value);
+            let malformed = ResponseError::Extensions(ExtensionError::Malformed);
+            for answer in answers.ok_or(malformed)? {
+                let checked = match (self.deflate, agreed) {
+                    (None, _) => Err(ExtensionError::NotOffered),
+                    (Some(_), Some(_)) => Err(ExtensionError::Repeated),
+                    (Some(offered), None) => offered.check_answer(&answer),
+                };
+                agreed = Some(checked.map_err(ResponseError::Extensions)?);
             }
         }
         Ok(agreed)

@@ -46,6 +46,36 @@ impl Default for DeflateParams {
     }
 }
 
+/// Why an extension that a server has answered with is none that was offered (RFC 6455 §9.1,
+/// RFC 7692 §7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExtensionError {
+    /// `Sec-WebSocket-Extensions` is malformed.
+    #[error("malformed list of extensions")]
+    Malformed,
+    /// Another extension.
+    #[error("extension that was not offered")]
+    NotOffered,
+    /// A parameter that is there twice, has no valid value, or has one that was not offered.
+    #[error("extension permessage-deflate: bad {0}, or not as offered")]
+    Parameter(&'static str),
+    /// A parameter that was asked for.
+    #[error("extension permessage-deflate without {0}, which was asked for")]
+    ParameterMissing(&'static str),
+    /// The extension is there twice.
+    #[error("extension permessage-deflate twice")]
+    Repeated,
+    /// A parameter that RFC 7692 does not know.
+    #[error("extension permessage-deflate with an unknown parameter")]
+    UnknownParameter,
+}
+
+const SERVER_NO_CONTEXT: &str = "server_no_context_takeover";
+const CLIENT_NO_CONTEXT: &str = "client_no_context_takeover";
+const SERVER_BITS: &str = "server_max_window_bits";
+const CLIENT_BITS: &str = "client_max_window_bits";
+
 /// Parameters as they were written.
 #[derive(Clone, Copy, Debug, Default)]
 struct Written {
@@ -57,39 +87,50 @@ struct Written {
 }
 
 impl Written {
-    /// None if it is another extension, or there is a parameter that is unknown, there twice, or
-    /// has a value that it must not have (§7).
-    fn parse(extension: &ExtensionOffer<'_>) -> Option<Self> {
+    /// # Errors
+    /// It is another extension, or there is a parameter that is unknown, there twice, or has a value
+    /// that it must not have (§7).
+    fn parse(extension: &ExtensionOffer<'_>) -> Result<Self, ExtensionError> {
         if extension.name != PERMESSAGE_DEFLATE {
-            return None;
+            return Err(ExtensionError::NotOffered);
         }
         let mut written = Self::default();
         for (name, value) in extension.params() {
-            let is_first = match (name, value) {
-                ("server_no_context_takeover", None) => {
-                    !core::mem::replace(&mut written.server_no_context_takeover, true)
-                }
-                ("client_no_context_takeover", None) => {
-                    !core::mem::replace(&mut written.client_no_context_takeover, true)
-                }
-                ("server_max_window_bits", Some(value)) => {
-                    let bits = parse_window_bits(value)?;
-                    written.server_max_window_bits.replace(bits).is_none()
-                }
-                ("client_max_window_bits", value) => {
-                    let bits = match value {
-                        Some(value) => Some(parse_window_bits(value)?),
-                        None => None,
-                    };
-                    written.client_max_window_bits.replace(bits).is_none()
-                }
-                _ => false,
+            let known = [
+                SERVER_NO_CONTEXT,
+                CLIENT_NO_CONTEXT,
+                SERVER_BITS,
+                CLIENT_BITS,
+            ];
+            let Some(&name) = known.iter().find(|known| **known == name) else {
+                return Err(ExtensionError::UnknownParameter);
             };
-            if !is_first {
-                return None;
+            if !written.set(name, value).unwrap_or(false) {
+                return Err(ExtensionError::Parameter(name));
             }
         }
-        Some(written)
+        Ok(written)
+    }
+
+    /// Returns `true` if the parameter was not there before, `None` if its value is invalid.
+    fn set(&mut self, name: &str, value: Option<&str>) -> Option<bool> {
+        let set_once = |flag: &mut bool| !core::mem::replace(flag, true);
+        Some(match (name, value) {
+            (SERVER_NO_CONTEXT, None) => set_once(&mut self.server_no_context_takeover),
+            (CLIENT_NO_CONTEXT, None) => set_once(&mut self.client_no_context_takeover),
+            (SERVER_BITS, Some(value)) => {
+                let bits = parse_window_bits(value)?;
+                self.server_max_window_bits.replace(bits).is_none()
+            }
+            (CLIENT_BITS, value) => {
+                let bits = match value {
+                    Some(value) => Some(parse_window_bits(value)?),
+                    None => None,
+                };
+                self.client_max_window_bits.replace(bits).is_none()
+            }
+            _ => return None,
+        })
     }
 }
 
@@ -109,7 +150,7 @@ impl DeflateParams {
         offers: impl IntoIterator<Item = ExtensionOffer<'a>>,
     ) -> Option<(Self, String)> {
         let mut offers = offers.into_iter();
-        let offer = offers.find_map(|offer| Written::parse(&offer))?;
+        let offer = offers.find_map(|offer| Written::parse(&offer).ok())?;
         let server_bits = offer.server_max_window_bits.unwrap_or(15);
         let client_bits = match offer.client_max_window_bits {
             // §7.1.2.2: a client that does not say that it can must not be asked to.
@@ -156,26 +197,39 @@ impl DeflateParams {
     }
 
     /// What is agreed when a server answers this client's [`offer`](Self::offer) with one
-    /// extension. None if the answer breaks the rules: then the connection must fail (§7.1).
+    /// extension. `None` if the answer breaks the rules: then the connection must fail (§7.1).
     pub fn check(&self, answer: &ExtensionOffer<'_>) -> Option<Self> {
+        self.check_answer(answer).ok()
+    }
+
+    /// As [`check`](Self::check).
+    ///
+    /// # Errors
+    /// The rule that the answer breaks.
+    pub fn check_answer(&self, answer: &ExtensionOffer<'_>) -> Result<Self, ExtensionError> {
         let answer = Written::parse(answer)?;
         let client_bits = match answer.client_max_window_bits {
             None => 15,
             // §7.1.2.2: in an answer it has a value.
-            Some(bits) => bits?,
+            Some(bits) => bits.ok_or(ExtensionError::Parameter(CLIENT_BITS))?,
         };
         let server_bits = answer.server_max_window_bits.unwrap_or(15);
         // §7.1.1.1, §7.1.2.1: what was asked of the server it must have agreed to. A client may
         // do more than it has to.
-        let is_kept = answer.server_no_context_takeover || !self.server_no_context_takeover;
-        if !is_kept || server_bits > self.server_max_window_bits {
-            return None;
+        if self.server_no_context_takeover && !answer.server_no_context_takeover {
+            return Err(ExtensionError::ParameterMissing(SERVER_NO_CONTEXT));
+        }
+        if server_bits > self.server_max_window_bits {
+            return Err(match answer.server_max_window_bits {
+                Some(_) => ExtensionError::Parameter(SERVER_BITS),
+                None => ExtensionError::ParameterMissing(SERVER_BITS),
+            });
         }
         // §7.1.2.2: no more than was offered.
         if answer.client_max_window_bits.is_some() && client_bits > self.client_max_window_bits {
-            return None;
+            return Err(ExtensionError::Parameter(CLIENT_BITS));
         }
-        Some(Self {
+        Ok(Self {
             server_no_context_takeover: answer.server_no_context_takeover,
             // Only what the server has said: where it has not it may keep its window, and must
             // be sent what goes on behind each message.
@@ -348,6 +402,51 @@ mod tests {
             assert_eq!(checked(wanted, bad), None, "{bad}");
         }
         assert_eq!(any.check(&offers("x-other").next().unwrap()), None);
+    }
+
+    #[test]
+    fn answers_that_break_the_rules_say_which() {
+        let wanted = params(true, true, 12, 10);
+        let check = |answer: &str, want: ExtensionError| {
+            let answer = offers(answer).next().expect("there is one");
+            assert_eq!(wanted.check_answer(&answer), Err(want));
+        };
+        check("x-other", ExtensionError::NotOffered);
+        for (params, want) in [
+            ("a", ExtensionError::UnknownParameter),
+            (
+                "server_max_window_bits=12",
+                ExtensionError::ParameterMissing(SERVER_NO_CONTEXT),
+            ),
+            (
+                "server_no_context_takeover",
+                ExtensionError::ParameterMissing(SERVER_BITS),
+            ),
+            (
+                "server_no_context_takeover; server_max_window_bits=13",
+                ExtensionError::Parameter(SERVER_BITS),
+            ),
+            (
+                "server_max_window_bits=16",
+                ExtensionError::Parameter(SERVER_BITS),
+            ),
+            (
+                "server_no_context_takeover; server_max_window_bits=9; client_max_window_bits",
+                ExtensionError::Parameter(CLIENT_BITS),
+            ),
+            (
+                "server_no_context_takeover; server_max_window_bits=9; client_max_window_bits=11",
+                ExtensionError::Parameter(CLIENT_BITS),
+            ),
+            (
+                "client_no_context_takeover=1",
+                ExtensionError::Parameter(CLIENT_NO_CONTEXT),
+            ),
+        ] {
+            check(&format!("permessage-deflate; {params}"), want);
+        }
+        let text = ExtensionError::Parameter(SERVER_BITS).to_string();
+        assert!(text.contains("server_max_window_bits"), "{text}");
     }
 
     #[test]

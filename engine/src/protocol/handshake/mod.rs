@@ -16,6 +16,7 @@ pub use client::Refusal;
 pub use client::ResponseError;
 pub use client::check_response;
 pub use deflate::DeflateParams;
+pub use deflate::ExtensionError;
 pub use deflate::PERMESSAGE_DEFLATE;
 pub use extension::ExtensionOffer;
 pub use extension::ExtensionOffers;
@@ -56,6 +57,21 @@ pub fn accept_key(key: &[u8]) -> [u8; 28] {
         .encode_slice(sha1.finalize(), &mut accept)
         .expect("20 bytes are 28 characters");
     accept
+}
+
+/// Whether a header is one that the handshake writes itself, or that would announce a body: it
+/// cannot be added to a request or to the answer that accepts one.
+pub(crate) fn is_own_header(name: &str) -> bool {
+    let own = [
+        "Upgrade",
+        "Connection",
+        "Content-Length",
+        "Transfer-Encoding",
+    ];
+    let prefix = "Sec-WebSocket-";
+    let begin = name.get(..prefix.len());
+    begin.is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
+        || own.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
 /// Whether `key` is 16 bytes in base64 (RFC 6455 §4.1).

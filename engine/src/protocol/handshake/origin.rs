@@ -1,108 +1,159 @@
-/// Whether an `Origin` names the host and port of `Host`: the default policy against
+use crate::http1::Authority;
+
+/// Whether an `Origin` names the host and port of `host`: the default policy against
 /// cross-site hijacking (RFC 6455 §10.2).
 ///
 /// A port that is left out is the default of the origin's scheme. Anything but
 /// `http[s]://host[:port]` is another host: `null`, other schemes, paths, user names.
 pub fn is_same_host(origin: &[u8], host: &[u8]) -> bool {
-    match (Origin::parse(origin), split_port(host)) {
-        (Some(origin), Some((host, port))) => {
-            origin.host.eq_ignore_ascii_case(host) && origin.has_port(port)
+    let origin = Origin::parse(origin).filter(Origin::is_web);
+    let Some((origin, host)) = origin.zip(Authority::parse(host)) else {
+        return false;
+    };
+    origin.authority.is_some_and(|authority| {
+        authority.host.eq_ignore_ascii_case(host.host) && origin.has_port(host.port)
+    })
+}
+
+/// Whether `pattern` matches an `Origin`. Patterns are:
+///
+/// - `[scheme://]host[:port]`, where a leading `*.` of the host stands for one label or more. Without
+///   a scheme, `http` and `https` match. A port that is left out is the default of the origin's
+///   scheme, or none;
+/// - `scheme://`, for origins of that scheme without a host: `file://`;
+/// - `null`, for sandboxed pages, local files and the like.
+pub fn origin_matches(pattern: &str, origin: &[u8]) -> bool {
+    match OriginPattern::parse(pattern) {
+        Some(OriginPattern::Null) => origin == NULL,
+        Some(OriginPattern::Page(page)) => {
+            Origin::parse(origin).is_some_and(|origin| page.matches(&origin))
         }
-        _ => false,
+        None => false,
     }
 }
 
-/// Whether an `Origin` is one that `pattern` stands for: `[scheme://]host[:port]`, where a
-/// leading `*.` of the host stands for one label or more. A port that is left out is the
-/// default of the origin's scheme.
-pub fn origin_matches(pattern: &str, origin: &[u8]) -> bool {
-    let (scheme, authority) = match pattern.split_once("://") {
-        Some((scheme, authority)) => (Some(scheme), authority),
-        None => (None, pattern),
-    };
-    let (any_label, authority) = match authority.strip_prefix("*.") {
-        Some(parent) => (true, parent),
-        None => (false, authority),
-    };
-    let parsed = Origin::parse(origin).zip(split_port(authority.as_bytes()));
-    let Some((origin, (host, port))) = parsed else {
-        return false;
-    };
-    let same_scheme = scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case(origin.scheme()));
-    let same_host = if any_label {
-        let labels_len = origin.host.len().saturating_sub(host.len());
-        let (labels, parent) = origin.host.split_at(labels_len);
-        let labels = labels.strip_suffix(b".").unwrap_or_default();
-        let is_whole = |label: &[u8]| !label.is_empty();
-        parent.eq_ignore_ascii_case(host) && labels.split(|&byte| byte == b'.').all(is_whole)
-    } else {
-        origin.host.eq_ignore_ascii_case(host)
-    };
-    same_scheme && same_host && origin.has_port(port)
-}
-
-/// Whether a pattern can match anything: [`origin_matches`] says what one looks like.
+/// Returns `true` if the pattern is one that [`origin_matches`] knows.
 pub fn is_origin_pattern(pattern: &str) -> bool {
-    let (scheme, authority) = pattern.split_once("://").unwrap_or(("https", pattern));
-    let authority = authority.strip_prefix("*.").unwrap_or(authority);
-    matches!(scheme, "http" | "https") && split_port(authority.as_bytes()).is_some()
+    OriginPattern::parse(pattern).is_some()
 }
 
-/// `http[s]://host[:port]`.
+/// The origin of a page that has none to show (RFC 6454 §6.2).
+const NULL: &[u8] = b"null";
+
+/// `scheme://[host[:port]]`.
+#[derive(Clone, Copy)]
 struct Origin<'a> {
-    secure: bool,
-    host: &'a [u8],
-    port: Option<u16>,
+    scheme: &'a [u8],
+    /// None for schemes whose origins need no host.
+    authority: Option<Authority<'a>>,
 }
 
 impl<'a> Origin<'a> {
     fn parse(origin: &'a [u8]) -> Option<Self> {
-        let (secure, authority) = match strip_prefix(origin, b"http://") {
-            Some(rest) => (false, rest),
-            None => (true, strip_prefix(origin, b"https://")?),
-        };
-        let (host, port) = split_port(authority)?;
-        Some(Self { secure, host, port })
+        let end = memchr::memmem::find(origin, b"://")?;
+        Self::from_parts(&origin[..end], &origin[end + 3..])
     }
 
-    fn scheme(&self) -> &'static str {
-        if self.secure { "https" } else { "http" }
+    fn from_parts(scheme: &'a [u8], authority: &'a [u8]) -> Option<Self> {
+        // RFC 3986 §3.1.
+        let in_scheme = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+        let is_scheme =
+            scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(in_scheme);
+        let authority = match authority {
+            [] if default_port(scheme).is_none() => None,
+            authority => Some(Authority::parse(authority)?),
+        };
+        is_scheme.then_some(Self { scheme, authority })
+    }
+
+    /// Whether it is that of a page of a web site.
+    fn is_web(&self) -> bool {
+        let mut schemes = [b"http", &b"https"[..]].into_iter();
+        schemes.any(|web| self.scheme.eq_ignore_ascii_case(web))
     }
 
     /// Whether its port is this one; either may be left out.
     fn has_port(&self, port: Option<u16>) -> bool {
-        let default = if self.secure { 443 } else { 80 };
-        self.port.unwrap_or(default) == port.unwrap_or(default)
+        let own = self.authority.and_then(|authority| authority.port);
+        let default = default_port(self.scheme);
+        own.or(default) == port.or(default)
     }
 }
 
-fn strip_prefix<'a>(bytes: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
-    let (front, rest) = bytes.split_at_checked(prefix.len())?;
-    front.eq_ignore_ascii_case(prefix).then_some(rest)
+/// Port of a scheme's URLs that have none.
+fn default_port(scheme: &[u8]) -> Option<u16> {
+    let is = |name: &str| scheme.eq_ignore_ascii_case(name.as_bytes());
+    match () {
+        () if is("http") || is("ws") => Some(80),
+        () if is("https") || is("wss") => Some(443),
+        () => None,
+    }
 }
 
-/// `host[:port]`, where the host may be an IPv6 address in brackets (RFC 3986 §3.2).
-fn split_port(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
-    let host_len = if authority.first() == Some(&b'[') {
-        memchr::memchr(b']', authority)? + 1
-    } else {
-        memchr::memchr(b':', authority).unwrap_or(authority.len())
-    };
-    let (host, port) = authority.split_at(host_len);
-    let in_host = |&byte: &u8| match byte {
-        b'[' | b']' | b':' => host.first() == Some(&b'['),
-        _ => byte.is_ascii_alphanumeric() || b"-._~".contains(&byte),
-    };
-    if host.is_empty() || !host.iter().all(in_host) {
-        return None;
-    }
-    match port {
-        [] => Some((host, None)),
-        [b':', digits @ ..] if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
-            let port = core::str::from_utf8(digits).ok()?.parse().ok()?;
-            Some((host, Some(port)))
+/// A pattern of origins: to parse it is to check it.
+enum OriginPattern<'a> {
+    Null,
+    Page(PagePattern<'a>),
+}
+
+struct PagePattern<'a> {
+    /// With a scheme that counts only if the pattern has one.
+    origin: Origin<'a>,
+    has_scheme: bool,
+    /// The host began with `*.`.
+    any_label: bool,
+}
+
+impl<'a> OriginPattern<'a> {
+    fn parse(pattern: &'a str) -> Option<Self> {
+        if pattern.as_bytes() == NULL {
+            return Some(Self::Null);
         }
-        _ => None,
+        let (scheme, authority) = match pattern.split_once("://") {
+            Some((scheme, authority)) => (Some(scheme), authority),
+            None => (None, pattern),
+        };
+        let (any_label, authority) = match authority.strip_prefix("*.") {
+            Some(parent) => (true, parent),
+            None => (false, authority),
+        };
+        let origin_scheme = scheme.unwrap_or("https").as_bytes();
+        let origin = Origin::from_parts(origin_scheme, authority.as_bytes())?;
+        // Addresses have no labels.
+        let has_labels = origin.authority.is_some_and(|a| a.host[0] != b'[');
+        (has_labels || !any_label).then_some(Self::Page(PagePattern {
+            origin,
+            has_scheme: scheme.is_some(),
+            any_label,
+        }))
+    }
+}
+
+impl PagePattern<'_> {
+    fn matches(&self, origin: &Origin<'_>) -> bool {
+        let same_scheme = match self.has_scheme {
+            true => self.origin.scheme.eq_ignore_ascii_case(origin.scheme),
+            false => origin.is_web(),
+        };
+        let same_host = match (&self.origin.authority, &origin.authority) {
+            (None, None) => true,
+            (Some(own), Some(other)) => {
+                origin.has_port(own.port) && self.has_host(own.host, other.host)
+            }
+            _ => false,
+        };
+        same_scheme && same_host
+    }
+
+    fn has_host(&self, own: &[u8], host: &[u8]) -> bool {
+        if !self.any_label {
+            return host.eq_ignore_ascii_case(own);
+        }
+        let labels_len = host.len().saturating_sub(own.len());
+        let (labels, parent) = host.split_at(labels_len);
+        let labels = labels.strip_suffix(b".").unwrap_or_default();
+        let is_whole = |label: &[u8]| !label.is_empty();
+        parent.eq_ignore_ascii_case(own) && labels.split(|&byte| byte == b'.').all(is_whole)
     }
 }
 
@@ -141,6 +192,10 @@ mod tests {
         check("http://a:", "a:", false);
         check("http://a:99999", "a:99999", false);
         check("http://example.com/", "example.com", false);
+        check("http://[]", "[]", false);
+        check("http://[a]", "[a]", false);
+        check("http://a:+80", "a", false);
+        check("ws://example.com", "example.com", false);
         check("http://", "", false);
         check("", "", false);
         check("null", "null", false);
@@ -201,17 +256,59 @@ mod tests {
         );
         check("https://*.example.com", "null", false);
         check("*.example.com", "ftp://a.example.com", false);
+        check("example.com", "ws://example.com", false);
+        check("ws://example.com", "ws://example.com:80", true);
+        check("wss://example.com", "wss://example.com:443", true);
+        check("wss://example.com", "ws://example.com:443", false);
+        check("https://[::1]", "https://[::1]:443", true);
+
+        check("null", "null", true);
+        check("null", "NULL", false);
+        check("null", "https://null", false);
+        check("https://null", "null", false);
+        check("file://", "file://", true);
+        check("file://", "FILE://", true);
+        check("file://", "file:///", false);
+        check("file://", "file://a", false);
+        check("file://a", "file://", false);
+        check("file://", "null", false);
+        check("capacitor://", "capacitor://", true);
+        check("capacitor://localhost", "capacitor://localhost", true);
+        check("capacitor://localhost", "ionic://localhost", false);
+        check("capacitor://localhost", "https://localhost", false);
+        check("capacitor://localhost", "capacitor://localhost:80", false);
+        check("app://a:1", "app://a:1", true);
+        check("app://a:1", "app://a", false);
+        let extension = "chrome-extension://fmkadmapgofadopljbjfkapdkoienihi";
+        check(extension, extension, true);
+        check(extension, "chrome-extension://other", false);
+        check("app://*.a", "app://b.a", true);
         for pattern in [
             "",
             "*",
             "*.",
             "https://",
-            "ftp://a",
+            "://",
+            "://a",
+            "1a://b",
+            "a b://c",
+            "\u{e9}://a",
             "a b",
             "https://a/",
             "a:x",
+            "a:+80",
+            "https://a:99999",
+            "[]",
+            "https://[localhost]",
+            "*.[::1]",
+            "https://*.",
+            "file://*.",
+            "file:///",
+            "https://u@a",
+            " null",
         ] {
             assert!(!is_origin_pattern(pattern), "{pattern:?}");
+            assert!(!origin_matches(pattern, pattern.as_bytes()), "{pattern:?}");
         }
     }
 }

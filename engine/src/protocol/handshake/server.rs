@@ -20,8 +20,8 @@ pub struct UpgradeRequest<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandshakeError {
-    /// A body: `Content-Length` or `Transfer-Encoding`. Another server might take what follows
-    /// for it.
+    /// A body: a `Transfer-Encoding`, or a `Content-Length` other than one zero. Another server
+    /// might take the bytes after the head for it.
     #[error("upgrade with a body")]
     Body,
     /// No `Connection: Upgrade`.
@@ -30,8 +30,8 @@ pub enum HandshakeError {
     /// `Sec-WebSocket-Extensions` is malformed.
     #[error("malformed Sec-WebSocket-Extensions")]
     Extensions,
-    /// No `Host`, or several.
-    #[error("not one Host")]
+    /// No `Host`, several, or one that is not `host[:port]`.
+    #[error("not one valid Host")]
     Host,
     /// No `Sec-WebSocket-Key`, several, or one that is not 16 bytes in base64.
     #[error("bad Sec-WebSocket-Key")]
@@ -96,12 +96,11 @@ impl<'a> UpgradeRequest<'a> {
             return Err(HandshakeError::HttpVersion);
         }
         // RFC 6455 §4.2.1, 2 and RFC 9112 §3.2: one Host.
-        if request.only_header("Host").is_none() {
+        if request.host().is_none() {
             return Err(HandshakeError::Host);
         }
         // A GET that upgrades has no use for a body, and an attacker has one.
-        let has = |name| request.header(name).is_some();
-        if has("Content-Length") || has("Transfer-Encoding") {
+        if request.has_body() {
             return Err(HandshakeError::Body);
         }
         // RFC 6455 §4.2.1, 3: `websocket`, and nothing else that we might have chosen.

@@ -248,7 +248,7 @@ impl UringBackend {
             match made {
                 Err(error)
                     if error.kind() == io::ErrorKind::OutOfMemory
-                        && setup::may_find_memory(sys::limit(sys::Resource::Memlock), threads)
+                        && setup::may_find_memory(sys::locked_memory_limit(), threads)
                         && start.elapsed() < LOCKED_MEMORY_WAIT_MAX =>
                 {
                     thread::sleep(KILLED_RING_STEP);

@@ -43,25 +43,6 @@ pub(super) fn failed(call: &'static str) -> impl FnOnce(io::Error) -> io::Error 
 
 fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::ENOMEM) => {
-            // The kernel does not tell the two apart: rings are charged to locked memory,
-            // unless the process has CAP_IPC_LOCK, and mapped into its address space.
-            let address_space = match sys::limit(sys::Resource::As) {
-                None => String::new(),
-                Some(limit) => format!(", RLIMIT_AS is {}", in_bytes(limit)),
-            };
-            match sys::limit(sys::Resource::Memlock) {
-                None => format!("out of memory: RLIMIT_MEMLOCK is unlimited{address_space}"),
-                Some(limit) => {
-                    let limit = in_bytes(limit);
-                    format!("out of locked memory: RLIMIT_MEMLOCK is {limit}{address_space}")
-                }
-            }
-        }
-        Some(libc::EMFILE) => {
-            let limit = sys::descriptor_limit();
-            format!("out of descriptors: RLIMIT_NOFILE is {limit}")
-        }
         Some(libc::EPERM | libc::EACCES) => {
             let path = "/proc/sys/kernel/io_uring_disabled";
             let disabled = std::fs::read_to_string(path).unwrap_or_default();
@@ -72,15 +53,7 @@ fn explain(error: &io::Error) -> String {
         }
         Some(libc::ENOSYS) => "not in this kernel, or denied by a seccomp filter".into(),
         Some(libc::EINVAL) => "not supported by this kernel".into(),
-        _ => error.to_string(),
-    }
-}
-
-fn in_bytes(limit: u64) -> String {
-    match limit {
-        0..0x2800 => format!("{limit} bytes"),
-        0x2800..0xA0_0000 => format!("{} KiB", limit >> 10),
-        _ => format!("{} MiB", limit >> 20),
+        _ => sys::explain(error),
     }
 }
 

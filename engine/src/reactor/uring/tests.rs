@@ -671,7 +671,7 @@ fn ring_fail_broken_ring_closes_accepted_sockets() {
     require_uring!();
     for breaks in [false, true] {
         let address = "127.0.0.1:0".parse().expect("an address");
-        let listener = Listener::bind(&address).expect("a free port");
+        let listener = Listener::bind(&address, false).expect("a free port");
         let port = listener.address().ip().expect("TCP").port();
         let mut backend = UringBackend::new(vec![listener], None).expect("it has been probed");
         backend.settle();
@@ -1121,7 +1121,7 @@ fn resource_further_ring_that_cannot_be_made_pauses_accepting() {
     require_uring!();
     let address = "127.0.0.1:0".parse().expect("an address");
     for step in RingStep::ALL {
-        let listener = Listener::bind(&address).expect("a free port");
+        let listener = Listener::bind(&address, false).expect("a free port");
         let port = listener.address().ip().expect("TCP").port();
         let slots = 6;
         let rings_max = 3;
