@@ -476,7 +476,13 @@ fn ring_fail_batch_outlasts_missing_memory() {
         (libc::ENOMEM, 20),
     ] {
         let mut world = World::new();
-        world.set_fault(1, refuses(errno, times));
+        world.set_fault(
+            1,
+            Fault {
+                spares_looks: true,
+                ..refuses(errno, times)
+            },
+        );
         world.fars.iter().for_each(send_byte);
         let mut buffers = vec![[CANARY; 8]; world.sockets.len()];
         let mut ops = receives(&world.sockets, &mut buffers);
