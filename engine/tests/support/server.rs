@@ -193,6 +193,7 @@ impl World {
                         accept: 0,
                         connect: 0,
                         stall: 0,
+                        few: 0,
                         ..Faults::all()
                     },
                 },
