@@ -10,6 +10,7 @@ mod send_queue;
 
 pub use pool::Buffer;
 pub use pool::Pool;
+pub use pool::RELEASE_INTERVAL;
 pub use send_queue::FrameSpan;
 pub use send_queue::Replacement;
 pub use send_queue::SHARED_LEN_MIN;

@@ -41,11 +41,11 @@ const LARGE_RETAINED_MAX: usize = 16 * 1024 * 1024;
 /// header of a message, or for a short message after it.
 const CAPACITY_STEP: usize = 72 * 1024;
 
-/// Bytes that one call of [`Pool::release`] gives back: some hundredths of a millisecond.
+/// Bytes that one call of [`Pool::release`] gives back: less than a quarter of a millisecond.
 const RELEASE_LEN: usize = 512 * 1024;
 
 /// How long until memory that nobody needs is given back.
-const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
+pub const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How often what nobody has needed is looked for.
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);

@@ -2,8 +2,6 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-#[cfg(feature = "json")]
-use crate::buffer::Buffer;
 use crate::buffer::FrameSpan;
 use crate::buffer::Pool;
 use crate::buffer::Replacement;
@@ -180,16 +178,16 @@ impl<D> Output<'_, D> {
         self.state.push_data(message, self.env)
     }
 
-    /// A buffer to encode a message in, for [`put_buffer`](Self::put_buffer) to take back.
+    /// Takes the thread's memory to encode a message in, for [`put_scratch`](Self::put_scratch).
     #[cfg(feature = "json")]
-    pub fn take_buffer(&mut self) -> Buffer {
-        self.env.pool.take()
+    pub fn take_scratch(&mut self) -> Vec<u8> {
+        self.env.take_scratch()
     }
 
     /// Takes it back.
     #[cfg(feature = "json")]
-    pub fn put_buffer(&mut self, buffer: Buffer) {
-        self.env.pool.put(buffer);
+    pub fn put_scratch(&mut self, scratch: Vec<u8>) {
+        self.env.scratch = scratch;
     }
 
     /// Queues a message with a policy of its own.

@@ -191,7 +191,7 @@ impl Write for MessageWriter<'_> {
             // RFC 6455 §5.6: text is UTF-8, taken as a whole.
             begun.utf8.push(bytes).map_err(|_| not_utf8())?;
         }
-        self.fragment.extend_from_slice(bytes);
+        self.env.pool.extend(&mut self.fragment, bytes);
         Ok(bytes.len())
     }
 

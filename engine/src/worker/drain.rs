@@ -258,6 +258,8 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         };
         // Nobody is left to be told, on any thread.
         if self.shared.connections() == 0 {
+            // One that the kernel has accepted already is ended at once.
+            self.env.draining = true;
             return;
         }
         let drain = Arc::clone(&draining.drain);
@@ -265,9 +267,12 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         while let Some(index) = draining.next(self.now) {
             self.close_at(index, &frame);
         }
+        if draining.done < draining.count {
+            self.draining = Some(draining);
+            return;
+        }
         let grace_end = draining.start + HAND_OVER_GRACE;
-        let has_grace = drain.hand_over && self.now < grace_end && self.has_opening();
-        if draining.done < draining.count || has_grace {
+        if drain.hand_over && self.now < grace_end && self.has_opening() {
             self.draining = Some(draining);
             return;
         }

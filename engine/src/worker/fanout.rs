@@ -108,10 +108,14 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         // the others' before.
         let most = self.env.held_len_max / 8 * 7;
         if self.env.held_len > most {
-            self.evict(most);
-        } else if self.blocked.is_sweep_due() {
-            self.look_at_blocked(false);
+            return self.evict(most);
+        }
+        if self.blocked.notes_sizes() {
+            // They are of this time only: the next one may find others that hold more.
             self.blocked.forget_sizes();
+        }
+        if self.blocked.is_sweep_due() {
+            self.look_at_blocked(false);
         }
     }
 
@@ -192,6 +196,10 @@ pub(super) struct Blocked {
 impl Blocked {
     pub(super) fn push(&mut self, key: Key) {
         self.unseen.push_back(key);
+        if self.has_sizes() {
+            // What it holds is looked up where it is read.
+            self.sizes.push((usize::MAX, key));
+        }
     }
 
     fn len(&self) -> usize {
@@ -217,9 +225,16 @@ impl Blocked {
         self.remaining == 0 && !self.sizes.is_empty()
     }
 
+    /// Whether sizes were noted that may be out of date once less is held.
+    #[inline]
+    fn notes_sizes(&self) -> bool {
+        self.with_sizes
+    }
+
     fn forget_sizes(&mut self) {
         self.sizes = BinaryHeap::new();
         self.with_sizes = false;
+        self.remaining = 0;
     }
 
     /// Goes on with a pass, or begins one; says whether it has ended. `held` says how much one
@@ -337,6 +352,24 @@ mod tests {
         let smallest = size(&found[victims - 1]);
         let larger = (0..count).filter(|index| size(index) > smallest).count();
         assert!(larger <= victims, "{larger}");
+    }
+
+    /// A peer that blocks after sizes were noted is not spared by that.
+    #[test]
+    fn evict_finds_the_largest_among_those_that_came_later() {
+        let held = |key: Key| Some(if key.index == 10 { 1_000_000 } else { 1_000 });
+        let mut blocked = Blocked::default();
+        (0..10).for_each(|index| blocked.push(key(index)));
+        assert!(blocked.look(true, held));
+        assert_ne!(blocked.take_largest(held), Some(key(10)));
+        blocked.push(key(10));
+        assert_eq!(blocked.take_largest(held), Some(key(10)));
+        // Once the budget is kept, sizes are noted anew.
+        blocked.forget_sizes();
+        assert!(!blocked.has_sizes());
+        blocked.push(key(11));
+        assert!(blocked.look(true, held));
+        assert!(blocked.take_largest(held).is_some());
     }
 
     #[test]

@@ -334,10 +334,10 @@ impl<D> Context<'_, D> {
         &mut self,
         value: &(impl serde::Serialize + ?Sized),
     ) -> serde_json::Result<SendResult> {
-        let mut text = self.output.take_buffer();
-        let written = serde_json::to_writer(bytes::BufMut::writer(&mut text), value);
+        let mut text = self.output.take_scratch();
+        let written = serde_json::to_writer(&mut text, value);
         let result = written.map(|()| self.send(Message::checked(true, &text)));
-        self.output.put_buffer(text);
+        self.output.put_scratch(text);
         result
     }
 

@@ -67,6 +67,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::buffer::RELEASE_INTERVAL;
 use crate::config::HEADERS_LEN;
 use crate::conn;
 use crate::conn::AcceptBudget;
@@ -200,6 +201,8 @@ pub struct Worker<B: Backend, H: Handler> {
     now: Duration,
     /// Time for which this thread has attended to its sockets: the clock of the deadlines.
     attended: Duration,
+    /// Spare memory is given back then, and not before.
+    release_at: Duration,
     /// Connections that may be accepted now.
     accepts: AcceptBudget,
     /// Accepting rests until then.
@@ -235,6 +238,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         let mut worker = Self {
             now: backend.now(),
             attended: Duration::ZERO,
+            release_at: Duration::ZERO,
             backend,
             handler,
             conns: Slab::default(),
@@ -315,7 +319,9 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         self.publish();
         self.flush();
         self.keep_to_budget();
-        if self.env.pool.has_spare() {
+        if self.env.pool.has_spare() && self.now >= self.release_at {
+            // Not in every turn of a busy thread.
+            self.release_at = self.now + RELEASE_INTERVAL;
             self.env.pool.release();
         }
         self.record_turn();
