@@ -101,7 +101,10 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     fn refuse_unknown(&mut self, socket: B::Socket, error: &io::Error) {
         if reactor::is_exhausted(error) {
             self.env.metrics.exhausted.add(1);
-            log::warn!("refusing a connection and pausing accept: no peer address: {error}");
+            log::warn!(
+                "refusing a connection and pausing accept: no peer address: {}",
+                reactor::explain(error)
+            );
             self.rest_accepting();
         }
         self.refuse(socket);
