@@ -326,7 +326,9 @@ fn deferred_answers_are_limited_in_time(world: World) {
 
 fn deferred_answer_to_a_client_that_has_gone_is_nobodys(world: World) {
     let (probe, answers) = deferring();
-    let mut server = world.start_with(Settings::default(), probe);
+    let mut settings = Settings::default();
+    settings.limits.close_timeout = Duration::from_secs(1);
+    let mut server = world.start_with(settings, probe);
     let mut link = server.connect();
     link.send(REQUEST.as_bytes());
     wait_deferred(&server, &answers, 1);

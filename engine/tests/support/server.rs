@@ -100,13 +100,18 @@ pub enum Place {
 fn patient(mut limits: Limits) -> Limits {
     let long = Duration::from_secs(240);
     let default = Limits::default();
-    for (field, default) in [
-        (&mut limits.handshake_timeout, default.handshake_timeout),
-        (&mut limits.pong_timeout, default.pong_timeout),
-        (&mut limits.ping_interval, default.ping_interval),
-        (&mut limits.idle_timeout, default.idle_timeout),
-        (&mut limits.close_timeout, default.close_timeout),
-        (&mut limits.write_timeout, default.write_timeout),
+    for (field, default, long) in [
+        (
+            &mut limits.handshake_timeout,
+            default.handshake_timeout,
+            long,
+        ),
+        (&mut limits.pong_timeout, default.pong_timeout, long),
+        (&mut limits.ping_interval, default.ping_interval, long),
+        (&mut limits.idle_timeout, default.idle_timeout, long),
+        (&mut limits.write_timeout, default.write_timeout, long),
+        // The end of a server waits for peers that do not answer.
+        (&mut limits.close_timeout, default.close_timeout, PATIENCE),
     ] {
         if *field == default {
             *field = long;
