@@ -22,6 +22,7 @@ pub use response::may_be_response;
 pub(crate) use response::push_header;
 pub use response::reason_phrase;
 pub(crate) use response::response_header;
+#[cfg(feature = "std")]
 pub(crate) use response::set_header;
 pub(crate) use response::stands_once;
 

@@ -78,7 +78,8 @@ pub enum ResponseError {
 }
 
 impl ResponseError {
-    /// Why bytes are no response head.
+    /// Returns why bytes are no response head.
+    #[cfg(feature = "std")]
     pub(crate) fn not_a_head(bytes: &[u8]) -> Self {
         match http1::may_be_response(bytes) {
             true => Self::Malformed,
