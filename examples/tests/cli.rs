@@ -462,7 +462,8 @@ fn axum_hands_connections_over() {
             status(&server, room, "Origin: http://evil.example\r\n"),
             "403"
         );
-        assert_eq!(status(&server, room, "Content-Length: 0\r\n"), "400");
+        assert_eq!(status(&server, room, "Content-Length: 0\r\n"), "101");
+        assert_eq!(status(&server, room, "Content-Length: 5\r\n"), "400");
         assert_eq!(status(&server, "/nowhere", ""), "404");
         let mut ann = enter(&server, room);
         say(&mut ann, "I am here");
