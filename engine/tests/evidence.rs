@@ -652,7 +652,7 @@ fn g14_lack_of_memory_is_no_evidence() {
     assert_eq!(server.metrics().total().handshake_timeouts, 0);
 }
 
-/// What promotes a connection may be held, because the handler has paused it, or wait in the mailbox.
+/// The message that promotes a connection may be held, because the handler has paused it, or wait in the mailbox.
 #[test]
 fn g14_promotion_is_awaited_where_messages_are_held_evidence() {
     let mut settings = Settings {

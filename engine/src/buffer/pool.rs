@@ -21,7 +21,7 @@ const RETAINED_MAX: usize = 4 * 1024 * 1024;
 /// What a new buffer holds before it has to grow.
 const CAPACITY_MIN: usize = 4 * 1024;
 
-/// What pieces are cut from, and the largest piece.
+/// Length of the blocks that pieces are cut from, and of the largest piece.
 const BLOCK_LEN: usize = 2 * 1024 * 1024;
 const PIECE_LEN_MAX: usize = 256 * 1024;
 
@@ -79,14 +79,14 @@ pub struct Pool {
     /// The fewest that there were since the last trim: so many were not needed.
     large_idle: usize,
     in_use: usize,
-    /// What is left of the block that pieces are cut from.
+    /// Rest of the block that pieces are cut from.
     block: Buffer,
-    /// What is to be given back, of up to 16 KiB each, and of more.
+    /// Buffers to be given back, of up to 16 KiB each, and of more.
     spare: Vec<Buffer>,
     spare_large: Vec<Buffer>,
     /// Bytes of the last spare buffer whose pages have been given back.
     discarded: usize,
-    /// How many buffers and queues are kept however long they are not needed.
+    /// Number of buffers and queues that are kept however long they are unused.
     floor: usize,
     discard: Discard,
 }

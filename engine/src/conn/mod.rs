@@ -391,7 +391,7 @@ impl Partial {
     }
 }
 
-/// What is known of the peer.
+/// The peer's address, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// A proxy's header has to come first.

@@ -45,7 +45,7 @@ pub struct PubSub<M> {
     /// Subscribers that have had some of what is pending before the others, and how many
     /// publications, of all topics.
     ahead: HashMap<Key, usize>,
-    /// What was pending is being delivered.
+    /// Pending publications are being delivered.
     delivering: bool,
     counts: Arc<TopicCounts>,
 }

@@ -71,7 +71,7 @@ impl Faults {
 /// Longest time for which the process is held up, in milliseconds.
 const STALL_MS_MAX: usize = 300_000;
 
-/// What a simulated socket is said to hold at most, unread.
+/// Maximum unread bytes of a simulated socket, as the backend reports it.
 const RECEIVE_BUFFER_MAX: usize = 1 << 20;
 
 /// Most events of a wait that reports only a few.

@@ -26,13 +26,13 @@ use super::Overdue;
 use super::Slot;
 use super::Worker;
 
-/// What a connection is made with.
+/// Target, handshake and TLS session of a connection to be made.
 type Prepared = (Target, ClientHandshake, Option<Session>);
 
 impl<B: Backend, H: Handler> Worker<B, H> {
     pub(super) fn accept(&mut self, socket: B::Socket, listener: usize) {
         self.env.metrics.accepted.add(1);
-        // Who is refused costs nothing but this: the session of TLS is made behind all limits.
+        // A refused connection costs no more than this: the TLS session is made after all limits.
         if !self.may_accept() || !self.shared.claim() {
             return self.refuse(socket);
         }

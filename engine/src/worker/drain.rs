@@ -220,7 +220,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             return;
         }
         self.end = Some(End::Drain);
-        // What this process has accepted before a hand-over nobody else can serve.
+        // Nobody else can serve a connection that this process has accepted before a hand-over.
         self.env.draining = !drain.hand_over;
         if drain.hand_over || self.env.health_path.is_none() {
             self.stop_accepting();

@@ -167,7 +167,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     }
 }
 
-/// What a blocked connection holds; one that is not blocked is to leave their list.
+/// Returns the bytes that a blocked connection holds; `None` if it is no longer blocked.
 fn blocked_held<S, D>(conns: &mut Slab<Slot<S, D>>, key: Key) -> Option<usize> {
     let slot = conns.get_mut(key).filter(|slot| slot.blocked)?;
     slot.blocked = slot.conn.is_blocked();
@@ -184,12 +184,12 @@ pub(super) struct Blocked {
     /// In front of the others: those that this pass has looked at.
     seen: VecDeque<Key>,
     unseen: VecDeque<Key>,
-    /// How many of them this pass has still to look at.
+    /// Number of them that this pass has still to look at.
     remaining: usize,
     /// This pass notes sizes.
     with_sizes: bool,
     sizes: BinaryHeap<(usize, Key)>,
-    /// How many there were after the last pass, or a bit more.
+    /// Number of them after the last pass, or a little more.
     len_at_sweep: usize,
 }
 
@@ -197,7 +197,7 @@ impl Blocked {
     pub(super) fn push(&mut self, key: Key) {
         self.unseen.push_back(key);
         if self.has_sizes() {
-            // What it holds is looked up where it is read.
+            // Its size is looked up where it is read.
             self.sizes.push((usize::MAX, key));
         }
     }
@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    /// Who is looked at, and how often, to find so many victims among so many.
+    /// Returns the number of looks that it takes to find `victims`, and the victims.
     fn looks(count: u32, victims: usize) -> (usize, Vec<u32>) {
         let mut blocked = Blocked::default();
         (0..count).for_each(|index| blocked.push(key(index)));

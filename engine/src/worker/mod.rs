@@ -23,7 +23,7 @@ mod shared;
 mod thread;
 mod transfer;
 
-/// What `gate` is made of; its model has others in their place.
+/// Atomics of the gate; its model uses those of `loom`.
 mod sync {
     pub(super) use std::sync::atomic::AtomicBool;
     pub(super) use std::sync::atomic::AtomicUsize;
@@ -129,7 +129,7 @@ const TRIM_FACTOR: usize = 4;
 /// Commands taken from the mailbox in one turn.
 const COMMANDS_MAX: usize = 4096;
 
-/// How long accepting rests when the system has run out of something.
+/// Pause of accepting when the system has run out of something.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
 
 /// The longest sleep: a bound on what a missed wake-up could cost.
@@ -183,7 +183,7 @@ pub struct Worker<B: Backend, H: Handler> {
     overdue: VecDeque<Key>,
     /// Connections whose peers do not take their output, to be looked at.
     stalled: VecDeque<Key>,
-    /// What the last look at each of them has found.
+    /// Result of the last look at each of them.
     stalls: HashMap<Key, Stalled>,
     /// Looks at one socket for one deadline.
     looks_max: u16,
@@ -287,7 +287,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
     /// Whether the worker was told to end and has.
     pub fn is_finished(&self) -> bool {
         let is_over = self.conns.is_empty() && self.draining.is_none();
-        // What the kernel is about to hand over would be lost with the backend.
+        // A connection that the kernel is about to hand over would be lost with the backend.
         let is_over = is_over && !self.backend.has_accepts();
         self.stop_at.is_some_and(|end| is_over || self.now >= end)
     }
@@ -680,7 +680,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
         call: impl FnOnce(&mut Conn<H::Data>, &mut Env, &mut Delivery<'_, B, H>),
     ) {
         let Some((conn, env, mut delivery)) = self.take_apart(key) else {
-            // What it holds may be a user's value, about a connection that is gone.
+            // It may hold a user's value, about a connection that is gone.
             return self.discard("a value about a connection that is gone", call);
         };
         // What a panic leaves behind is this connection's, which is closed, and the handler's
@@ -839,7 +839,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
             if let Some(waited) = waited {
                 self.env.metrics.mailbox_time.record(waited);
             }
-            // What one sender asks takes effect in that order. Publishes that follow each other are
+            // One sender's commands take effect in their order. Publishes that follow each other are
             // delivered together, and so are broadcasts.
             match command {
                 Command::Publish(topic, message, options) => {
@@ -939,7 +939,7 @@ impl<B: Backend, H: Handler> Drop for Worker<B, H> {
         self.remote.stop(self.number);
         self.stop_at = Some(self.now);
         self.abandon_all();
-        // Whoever has asked for a connection is told that it was not made.
+        // Handlers that asked for a connection are told that it was not made.
         for _ in 0..LAST_ROUNDS {
             self.make_connections();
             self.abandon_all();
