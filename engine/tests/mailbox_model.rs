@@ -50,7 +50,7 @@ impl Queue for Items {
     }
 }
 
-/// What an eventfd does: a wake is kept until it is waited for.
+/// Model of an eventfd: a wake is kept until it is waited for.
 #[derive(Default)]
 struct Alarm {
     rings: Mutex<bool>,
@@ -143,7 +143,7 @@ fn whatever_was_accepted_is_taken_or_dropped_at_the_end() {
         assert_eq!(given, accepted);
         assert_eq!(mailbox.gate.len(), 0);
         assert!(mailbox.gate.take().is_none());
-        // What was refused is dropped by its sender.
+        // A refused command is dropped by its sender.
         assert_eq!(dropped.load(Ordering::Relaxed), 2);
         assert_eq!(mailbox.post(&dropped), Err(Refused::Closed));
     });

@@ -217,7 +217,7 @@ fn hdr_grow(world: World) {
     link.send(format!("GET /{}", "a".repeat(len_max)).as_bytes());
     assert_eq!(link.read_status(), 414);
 
-    // What clients send: tokens of some KiB in the target, in cookies, in subprotocols.
+    // Clients send tokens of some KiB in the target, in cookies, in subprotocols.
     let token = "t".repeat(9 * 1024);
     for request in [
         REQUEST.replace("GET /", &format!("GET /?token={token}")),
@@ -452,7 +452,7 @@ fn pong_owed(world: World) {
     }
     link.send_text("served");
     link.expect_text("served");
-    // What has been answered is not owed any more.
+    // An answered ping is no longer owed.
     link.send(&answers);
     link.expect_close(1008);
     let ended = server.ended();
@@ -762,7 +762,7 @@ fn origin(world: World) {
     let server = world.start_with(settings, Probe::echo());
     check(&server, "Origin: http://evil.com", 101);
 
-    // What has no site to come from: apps, extensions, devices, local files.
+    // Origins without a site: apps, extensions, devices, local files.
     let origins = [
         "null",
         "file://",

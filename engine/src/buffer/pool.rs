@@ -61,9 +61,9 @@ pub(super) type Discard = fn(&mut [MaybeUninit<u8>]);
 /// ([`trim`](Self::trim)). To get so much memory from the system for each long message would cost
 /// more than the message: its pages are mapped one by one.
 ///
-/// What comes back beyond the caps, and what is trimmed, is spare: it is taken before new memory
-/// is, and given back a bounded amount at a time ([`release`](Self::release)). Its pages go to the
-/// system before it goes to the allocator, which keeps what lies below anything that lives.
+/// Buffers that come back beyond the caps, and trimmed ones, are spare: they are taken before new
+/// memory is, and given back a bounded amount at a time ([`release`](Self::release)). Their pages go
+/// to the system before they go to the allocator, which keeps memory below anything that lives.
 ///
 /// Buffers are cut from blocks, which return to the allocator with the last of their pieces. A
 /// piece that lives keeps the address space of its block, and no memory but its own.

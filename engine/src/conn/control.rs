@@ -3,8 +3,8 @@ use std::time::Duration;
 use crate::config::Limits;
 use crate::protocol::ProtocolError;
 
-/// How many control frames a peer may send now: a bucket that fills with time. Each connection
-/// has one.
+/// Number of control frames that a peer may send now: a bucket that fills with time, one for each
+/// connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ControlBudget {
     tokens: u8,

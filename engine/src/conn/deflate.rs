@@ -47,9 +47,9 @@ pub(super) struct Takeover {
 }
 
 impl Agreement {
-    /// What is sent may refer to messages before.
+    /// Sent messages may refer to earlier ones.
     const SENDS: u8 = 1;
-    /// What is received may refer to messages before.
+    /// Received messages may refer to earlier ones.
     const RECEIVES: u8 = 2;
 
     pub(super) fn is_on(self) -> bool {
@@ -73,11 +73,11 @@ impl Agreement {
 /// What has been agreed, by what is sent and what is received.
 #[derive(Clone, Copy, Debug)]
 pub struct Directions {
-    /// What is sent may refer to messages before.
+    /// Sent messages may refer to earlier ones.
     pub send_takeover: bool,
     /// The peer's window, as a power of two.
     pub send_bits: u8,
-    /// What is received may refer to messages before.
+    /// Received messages may refer to earlier ones.
     pub receive_takeover: bool,
     /// This end's window.
     pub receive_bits: u8,

@@ -77,7 +77,7 @@ impl<D> Conn<D> {
                 }
                 (Phase::Open, Event::Pong(payload)) => {
                     env.metrics.count_received(Opcode::Pong as u8);
-                    // What we have asked for is not counted, however late it comes.
+                    // A pong that we have asked for is not counted, however late it comes.
                     let is_owed = self.state.take_pong();
                     if !is_owed && let Err(error) = self.count_control(env) {
                         return self.fail(error, env, sink);

@@ -268,7 +268,7 @@ impl<M> PubSub<M> {
         subscribes && !self.delivering
     }
 
-    /// What is pending for a subscriber that has published, and has not been given to it: it counts
+    /// Takes the publications that are pending for a subscriber that has published itself. They count
     /// as delivered from here on.
     pub fn catch_up(&mut self, key: Key, list: &Subscriptions) -> Vec<M>
     where

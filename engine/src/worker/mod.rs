@@ -596,7 +596,7 @@ impl<B: Backend, H: Handler> Worker<B, H> {
                 Event::Accepted { socket, listener } => self.accept(socket, listener),
                 Event::AcceptFailed(error) => {
                     self.env.metrics.exhausted.add(1);
-                    log::warn!("accepting rests: {}", reactor::explain(&error));
+                    log::warn!("pausing accept: {}", reactor::explain(&error));
                     self.rest_accepting();
                 }
                 Event::Ready {

@@ -159,7 +159,7 @@ impl Ring {
     /// Queues an entry if there is room and the ring is not broken.
     ///
     /// # Safety
-    /// What the entry points to stays valid until it has completed, or the ring is broken and
+    /// The memory that the entry points to stays valid until it has completed, or the ring is broken and
     /// the kernel has not taken the entry.
     #[inline]
     pub(super) unsafe fn try_push(&mut self, entry: &squeue::Entry) -> bool {

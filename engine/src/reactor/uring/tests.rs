@@ -220,7 +220,7 @@ impl World {
             fars.push(far);
         }
         assert_eq!(backend.rings.len(), RINGS);
-        // What waits is submitted and taken, so that each call that follows is one of a batch and
+        // Pending entries are submitted and taken, so that each call that follows is one of a batch and
         // the queue has room for its completions.
         backend.settle();
         let order = |index: usize| (index % RINGS) * (ON_EACH_RING + 1) + index / RINGS;
